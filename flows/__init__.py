@@ -1,0 +1,1 @@
+"""What a person starts: one file a flow, composition and parameters only, plus the command line."""

@@ -1,0 +1,116 @@
+"""The command line. Exit codes: 0 all accounts closed, 1 finished with something open, 2 refused before starting."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from flows.options import BadParameters, flags_of
+from flows.parameters import CurateText
+
+if TYPE_CHECKING:
+    from tasks.summary import RunSummary
+
+CLOSED, OPEN, REFUSED = 0, 1, 2
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # click's; typer brings its own copy of click and does not name it
+
+app = typer.Typer(
+    help="Curates the data that language models are pretrained on: kill-proof, exactly once, on object storage.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else there.")]
+Root = Annotated[str, typer.Argument(metavar="URL", help="Output root of a run.")]
+
+
+def _curate_text(parameters: CurateText, as_json: bool) -> None:
+    from flows.start import start
+
+    raise typer.Exit(start(parameters, as_json))
+
+
+_json_flag = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=AsJson)
+app.command(
+    "curate-text", help="Documents in, curated corpus out: language, harm score, routes, rephrasing, tags, mix."
+)(flags_of(CurateText, _curate_text, [_json_flag]))
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for input, stages and corpus; new or empty.")] = Path(
+        "demo-corpus"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """The whole job on real text from installed packages, on this machine, in a few minutes."""
+    from flows.start import demo as run_demo
+
+    raise typer.Exit(run_demo(output, as_json))
+
+
+@app.command()
+def flows(as_json: AsJson = False) -> None:
+    """The flows that can be started, with what each is for."""
+    rows = {"curate-text": "documents -> language, harm score -> routes -> rephrase (WRAP) -> tagged and mixed corpus"}
+    if as_json:
+        print(json.dumps(rows))
+        return
+    for name, what in rows.items():
+        print(f"{name:14} {what}")
+
+
+@app.command()
+def status(url: Root, as_json: AsJson = False) -> None:
+    """How the last run ended, and what stands finished in every stage."""
+    from flows.inspection import show_status
+
+    raise typer.Exit(show_status(url, as_json))
+
+
+@app.command()
+def verify(url: Root, as_json: AsJson = False) -> None:
+    """Derives accounts and checksums again from the data and says what is wrong."""
+    from flows.inspection import show_verification
+
+    raise typer.Exit(show_verification(url, as_json))
+
+
+@app.command()
+def version() -> None:
+    """The installed version."""
+    from importlib.metadata import version as installed
+
+    print(installed("winnow-corpus"))
+
+
+def print_json(held: RunSummary | dict[str, Any]) -> None:
+    text = json.dumps(held if isinstance(held, dict) else held.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    sys.stdout.write(text + "\n")
+
+
+def main() -> None:
+    """Entry point of the console script. What is wrong with the command line is one line, as every other error is."""
+    try:
+        code = app(sys.argv[1:] or ["--help"], prog_name="winnow", standalone_mode=False)
+    except BadParameters as error:
+        _refused(str(error))
+    except _USAGE_ERROR as error:
+        command = error.ctx.command_path if error.ctx else "winnow"
+        _refused(f"{error.format_message().rstrip('.')}; see {command} --help")
+    raise SystemExit(code or CLOSED)
+
+
+def _refused(why: str) -> NoReturn:
+    print(f"winnow: {why}", file=sys.stderr)
+    raise SystemExit(REFUSED) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Command-line flags made from a pydantic model: every parameter is a flag, with its help, default and limits."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class BadParameters(ValueError):
+    """A parameter is unknown, missing or out of its limits: one line that names it."""
+
+
+def flags_of(model: type[BaseModel], run: Callable[..., None], also: list[inspect.Parameter]) -> Callable[..., None]:
+    """A function for typer that takes every field of ``model`` as a flag, ``--config FILE``, and what ``also`` lists.
+
+    Flags win over the file, the file over the defaults. ``run(parameters, **also)`` gets the validated model.
+    """
+    fields = model.model_fields
+
+    def command(**given: Any) -> None:
+        config: Path | None = given.pop("config")
+        others = {one.name: given.pop(one.name) for one in also}
+        flags = {name: _value(fields[name], value) for name, value in given.items() if value not in (None, [])}
+        run(validated(model, {**(read_config(config) if config else {}), **flags}), **others)
+
+    parameters = [_flag(name, field) for name, field in fields.items()]
+    parameters.append(
+        inspect.Parameter(
+            "config",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[Path | None, typer.Option("--config", help="YAML file with any of these parameters.")],
+        )
+    )
+    command.__signature__ = inspect.Signature([*parameters, *also])  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in [*parameters, *also]}
+    return command
+
+
+def validated(model: type[M], values: dict[str, Any]) -> M:
+    """The model, or BadParameters with all complaints in one line."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for one in error.errors():
+            flag = "--" + ".".join(str(part) for part in one["loc"]).replace("_", "-")
+            if one["type"] == "missing":
+                lines.append(f"{flag} is missing")
+            elif one["type"] == "extra_forbidden":
+                lines.append(f"{flag} is no parameter; see --help")
+            else:
+                lines.append(f"{flag}: {one['msg'].lower()} (given {one['input']!r})")
+        raise BadParameters("; ".join(lines)) from error
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    try:
+        held = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise BadParameters(f"{file}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadParameters(f"{file}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(held, dict):
+        raise BadParameters(f"{file}: holds no parameters; write lines like 'input: s3://bucket/web/*.parquet'")
+    return held
+
+
+def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
+    """A flag that says nothing where it is not given, so that the file and the model's own default can speak."""
+    annotation = str(field.annotation)
+    flag = "--" + name.replace("_", "-")
+    default = field.get_default(call_default_factory=True)
+    shown = "required" if field.is_required() else "" if default in (None, {}, ()) else _shown(default)
+    names: list[str] = [flag]
+    kind: Any = str
+    if field.annotation is bool:
+        names, kind = [f"{flag}/--no-{name.replace('_', '-')}"], bool
+    elif annotation.startswith(("dict", "tuple", "list")):
+        kind = list[str]
+    option = typer.Option(
+        *names,
+        help=field.description,
+        show_default=shown or False,
+        metavar=None if kind is bool else _metavar(annotation),
+        rich_help_panel=_panel(name),
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def _value(field: FieldInfo, value: Any) -> Any:
+    annotation = str(field.annotation)
+    if annotation.startswith("dict"):
+        pairs = [part for one in value for part in one.split(",")]
+        if any("=" not in part for part in pairs):
+            raise BadParameters(f"{value[0]!r}: write NAME=VALUE, such as text=content")
+        return dict(part.split("=", 1) for part in pairs)
+    if annotation.startswith(("tuple", "list")):
+        return tuple(part for one in value for part in one.split(","))
+    return None if value == "none" else value
+
+
+def _metavar(annotation: str) -> str:
+    """What stands behind a flag in --help."""
+    if annotation.startswith("dict"):
+        return "NAME=VALUE"
+    for kind, shown in (
+        ("float", "NUMBER"),
+        ("int", "INTEGER"),
+        ("datetime", "TIME"),
+        ("tuple", "NAME,..."),
+        ("list", "NAME,..."),
+    ):
+        if kind in annotation:
+            return shown
+    return "TEXT"
+
+
+def _shown(default: Any) -> str:
+    return ", ".join(default) if isinstance(default, tuple) else str(default)
+
+
+def _panel(name: str) -> str:
+    for panel, names in PANELS.items():
+        if name in names:
+            return panel
+    return "Options"
+
+
+PANELS = {
+    "Data": ("input", "output", "columns", "seed", "limit"),
+    "Decisions": ("keep", "tag", "tag_probability", "max_quarantine"),
+    "Rephrasing": (
+        "rephrase rephrase_share styles piece_tokens max_new_tokens temperature model engine dtype engine_gpus "
+        "engine_threads"
+    ).split(),
+    "Corpus": ("synthetic_share", "shard_tokens"),
+    "Execution": "executor ray_address workers retries stall_seconds until max_tokens single_writer".split(),
+}

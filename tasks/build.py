@@ -1,0 +1,345 @@
+"""The build shape: resolve, scatter, gather. Each resumes by its own unit, and the accounts close over all three.
+
+*Resolve* counts the tokens of what each origin could give, by a seeded uniform number per row; from the merged counts
+come the cut of each origin (its token share) and the number of partitions: numbers that enter the fingerprints
+downstream. *Scatter* takes each input shard, applies cut and harm tags, and sorts its rows by their place in the
+corpus. *Gather* makes one corpus file of each range of places, the origins interleaved in their token proportion.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from operators.base import uniform
+from operators.mixing import BINS, interleave
+from operators.safety.tags import HarmTags, escaped
+from tasks.aligned import SKIPPED, UPSTREAM, Input, Unit, read_unit
+from tasks.annotate import finished
+from tasks.commit import Footer, adopt, commit_table
+from tasks.dataset import Dataset, Folder, Shard, shard_key
+from tasks.executor import Beat
+from tasks.pulse import Pulse
+from tasks.records import InputShard, Record
+from tasks.source import ID, PROBLEM, TEXT
+from tasks.store import Store
+from tasks.summary import Accounts
+
+KEPT, DROPPED, NOT_SAMPLED, EMPTY = "kept", "dropped", "not_sampled", "no_text"
+PLACE, ORIGIN, TAGGED = "place", "origin", "tagged"
+SCATTER_ROWS = 1024
+HISTOGRAM = pa.schema([("bin", pa.int32()), ("tokens", pa.int64()), ("rows", pa.int64())])
+
+RESERVED = ("status", "reason", "problem", "raw", "upstream", PLACE)
+"""Columns of stages beside those of a corpus; a source's own may not come under these names."""
+
+CORPUS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("origin", pa.string()),
+        ("parent_id", pa.string()),
+        ("url", pa.string()),
+        ("date", pa.string()),
+        ("lang", pa.string()),
+        ("harm_score", pa.int8()),
+        ("route", pa.string()),
+        ("style", pa.string()),
+        ("tagged", pa.bool_()),
+        ("tokens", pa.int32()),
+        ("source_shard", pa.string()),
+        ("source_ordinal", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One source of corpus rows: ``real`` documents or ``synthetic`` rephrases.
+
+    ``routes``: the values of the column ``route`` that are taken, None where every row with a text is. ``cut``: a row
+    is kept whose uniform number lies below it. ``lacks``: corpus columns that this origin does not have.
+    """
+
+    name: str
+    routes: tuple[str, ...] | None
+    tag_routes: tuple[str, ...]
+    lacks: tuple[str, ...]
+    carried: tuple[tuple[str, str], ...] = ()
+    cut: float = 1.0
+
+    @property
+    def columns(self) -> list[str]:
+        made = {"origin", TAGGED, *self.lacks}
+        if self.routes is not None:
+            made |= {"source_shard", "source_ordinal"}
+        wanted = [one for one in CORPUS.names if one not in made]
+        return [*wanted, *(name for name, _ in self.carried if name not in self.lacks)]
+
+
+def corpus_schema(carried: Sequence[tuple[str, str]]) -> pa.Schema:
+    """Columns of a corpus: the fixed ones, then what the source's mapping carries along, as strings."""
+    return pa.schema([*CORPUS, *(pa.field(name, pa.string()) for name, _ in carried)])
+
+
+@dataclass
+class _BuildWorker:
+    """What the three steps share: the pulse, and commit of one table under its shard key."""
+
+    output: Store
+    folder: Folder
+    concurrency: int = 1
+    _pulse: Pulse | None = field(default=None, repr=False)
+
+    def setup(self) -> None:
+        self._pulse = Pulse()
+
+    def beat(self) -> Beat:
+        return self._pulse.beat() if self._pulse is not None else Beat()
+
+    def drain(self) -> None:
+        """A unit is small: the one at hand is finished."""
+
+    def close(self) -> None:
+        """Nothing is held but memory."""
+
+    def _standing(self, name: str, seen: list[InputShard], began: float) -> tuple[str, str, Record | None]:
+        key = shard_key(self.folder.fingerprint, name, [one.content_id for one in seen])
+        path = self.folder.file(name, key)
+        standing = adopt(self.output, path, key)
+        if standing is None:
+            return key, path, None
+        return key, path, finished(self.output, self.folder, name, standing, seen, began)
+
+    def _commit(
+        self,
+        table: pa.Table,
+        accounts: Accounts,
+        name: str,
+        key: str,
+        path: str,
+        seen: list[InputShard],
+        began: float,
+        group: int = SCATTER_ROWS,
+    ) -> Record:
+        footer = Footer.of(self.folder, name, key, accounts)
+        committed = commit_table(self.output, path, table, footer, row_group_rows=group)
+        assert self._pulse is not None
+        self._pulse.step(rows=table.num_rows)
+        return finished(self.output, self.folder, name, committed, seen, began)
+
+
+@dataclass
+class ResolveWorker(_BuildWorker):
+    """Counts what one shard could give, by the uniform number that the cut will be laid on."""
+
+    inputs: tuple[Input, ...] = ()
+    origin: Origin = Origin("", None, (), ())
+    seed: int = 0
+
+    def process(self, unit: Unit) -> Record:
+        assert self._pulse is not None
+        began = time.monotonic()
+        with self._pulse.busy():
+            wanted = ["tokens", *(["route"] if self.origin.routes is not None else [])]
+            table, seen = read_unit(self.inputs, unit, wanted)
+            key, path, standing = self._standing(unit.name, seen, began)
+            if standing is not None:
+                return standing
+            status = eligibility(table, self.origin)
+            tokens = pc.fill_null(table.column("tokens"), 0).to_numpy()
+            sums = np.zeros((2, BINS), np.int64)
+            for row, name in enumerate(table.column(ID).to_pylist()):
+                if status[row] == KEPT:
+                    place = int(uniform(self.seed, "keep", name) * BINS)
+                    sums[:, place] += (tokens[row], 1)
+            used = np.flatnonzero(sums[1])
+            result = pa.table(
+                [pa.array(used, pa.int32()), *(pa.array(one[used], pa.int64()) for one in sums)], schema=HISTOGRAM
+            )
+            outcomes = {"eligible" if k == KEPT else k: v for k, v in Counter(status).items()}
+            accounts = Accounts(rows_in=len(status), outcomes=outcomes, rows_out=len(used), outputs={"bins": len(used)})
+            return self._commit(result, accounts, unit.name, key, path, seen, began)
+
+
+@dataclass
+class ScatterWorker(_BuildWorker):
+    """The rows of one shard that go into the corpus, tagged where their route asks for it, sorted by place."""
+
+    inputs: tuple[Input, ...] = ()
+    origin: Origin = Origin("", None, (), ())
+    tags: HarmTags = field(default_factory=HarmTags)
+    seed: int = 0
+
+    def process(self, unit: Unit) -> Record:
+        assert self._pulse is not None
+        began = time.monotonic()
+        with self._pulse.busy():
+            table, seen = read_unit(self.inputs, unit, self.origin.columns)
+            key, path, standing = self._standing(unit.name, seen, began)
+            if standing is not None:
+                return standing
+            ids = table.column(ID).to_pylist()
+            status = eligibility(table, self.origin)
+            for row, state in enumerate(status):
+                if state == KEPT and uniform(self.seed, "keep", ids[row]) >= self.origin.cut:
+                    status[row] = NOT_SAMPLED
+            keep = [row for row, state in enumerate(status) if state == KEPT]
+            rows = self._rows(table, unit.name, keep)
+            tagged = int(pc.sum(rows.column(TAGGED)).as_py() or 0)
+            outputs = {self.origin.name: len(keep) - tagged, "tagged": tagged}
+            accounts = Accounts(
+                rows_in=len(status),
+                outcomes=dict(sorted(Counter(status).items())),
+                rows_out=len(keep),
+                outputs={k: v for k, v in outputs.items() if v},
+                tokens={self.origin.name: int(pc.sum(rows.column("tokens")).as_py() or 0)},
+            )
+            return self._commit(rows, accounts, unit.name, key, path, seen, began)
+
+    def _rows(self, table: pa.Table, name: str, keep: list[int]) -> pa.Table:
+        kept = table.take(pa.array(keep, pa.int64()))
+        ids = kept.column(ID).to_pylist()
+        schema = corpus_schema(self.origin.carried)
+        columns: dict[str, Any] = {
+            one.name: kept.column(one.name) if one.name in kept.column_names else pa.nulls(len(keep), one.type)
+            for one in schema
+        }
+        columns[ORIGIN] = pa.array([self.origin.name] * len(keep), pa.string())
+        if self.origin.routes is not None:
+            columns["source_shard"] = pa.array([name] * len(keep), pa.string())
+            columns["source_ordinal"] = pa.array(keep, pa.int64())
+            routes = kept.column("route").to_pylist()
+        else:
+            routes = [None] * len(keep)
+        marks = [route in self.origin.tag_routes for route in routes]
+        texts = kept.column(TEXT).to_pylist()
+        tokens = [count or 0 for count in kept.column("tokens").to_pylist()]
+        for row, mark in enumerate(marks):
+            if mark:
+                texts[row], added = self.tags.insert(texts[row], ids[row])
+                tokens[row] += added
+            else:
+                texts[row] = escaped(texts[row])
+        columns[TEXT] = pa.array(texts, pa.string())
+        columns["tokens"] = pa.array(tokens, pa.int32())
+        columns[TAGGED] = pa.array(marks, pa.bool_())
+        for carried, _ in self.origin.carried:
+            columns[carried] = pc.cast(columns[carried], pa.string())
+        rows = pa.table({one.name: pc.cast(columns[one.name], one.type) for one in schema}, schema=schema)
+        places = pa.array([uniform(self.seed, "place", one) for one in ids], pa.float64())
+        return rows.append_column(PLACE, places).sort_by([(PLACE, "ascending"), (ID, "ascending")])
+
+
+@dataclass
+class GatherWorker(_BuildWorker):
+    """One corpus file: every row whose place lies in the partition's range, origins interleaved."""
+
+    scattered: tuple[Dataset, ...] = ()
+    partitions: int = 1
+
+    def process(self, unit: Unit) -> Record:
+        assert self._pulse is not None
+        began = time.monotonic()
+        with self._pulse.busy():
+            number = partition_number(unit.name)
+            seen = [InputShard(name=unit.name, path="", token="", content_id=one.content_id) for one in unit.shards]
+            key, path, standing = self._standing(unit.name, seen, began)
+            if standing is not None:
+                return standing
+            low, high = number / self.partitions, (number + 1) / self.partitions
+            parts: list[pa.Table] = []
+            for dataset in self.scattered:
+                for shard in dataset.shards:
+                    parts.append(read_range(dataset.store, shard, low, high))
+                    self._pulse.step()
+            table = pa.concat_tables(parts)
+            order = interleave(table.column(ORIGIN).to_pylist(), table.column(PLACE), table.column("tokens"))
+            table = table.take(pa.array(order, pa.int64())).drop_columns([PLACE])
+            rows = Counter(
+                "tagged" if tagged else origin
+                for origin, tagged in zip(
+                    table.column(ORIGIN).to_pylist(), table.column(TAGGED).to_pylist(), strict=True
+                )
+            )
+            tokens: Counter[str] = Counter()
+            for origin, count in zip(table.column(ORIGIN).to_pylist(), table.column("tokens").to_pylist(), strict=True):
+                tokens[origin] += count
+            accounts = Accounts(
+                rows_in=table.num_rows,
+                outcomes={KEPT: table.num_rows} if table.num_rows else {},
+                rows_out=table.num_rows,
+                outputs=dict(sorted(rows.items())),
+                tokens=dict(sorted(tokens.items())),
+            )
+            return self._commit(table, accounts, unit.name, key, path, seen, began, group=16384)
+
+
+def eligibility(table: pa.Table, origin: Origin) -> list[str]:
+    """Outcome of every row before the cut."""
+    upstream = table.column(UPSTREAM).to_pylist()
+    empty = pc.is_null(table.column(TEXT if TEXT in table.column_names else "tokens"))
+    unusable = pc.or_(pc.is_valid(table.column(PROBLEM)), empty).to_pylist()
+    routes = table.column("route").to_pylist() if origin.routes is not None else None
+    status: list[str] = []
+    for row, state in enumerate(upstream):
+        if state is not None:
+            status.append(SKIPPED)  # why stands where it happened: quarantined is counted once
+        elif unusable[row]:
+            status.append(EMPTY)
+        elif routes is not None and routes[row] not in (origin.routes or ()):
+            status.append(DROPPED)
+        else:
+            status.append(KEPT)
+    return status
+
+
+def read_range(store: Store, shard: Shard, low: float, high: float) -> pa.Table:
+    """Rows with low <= place < high, reading only the row groups that can hold some."""
+    with store.fs.open(store.absolute(shard.path), "rb") as stream:
+        file = pq.ParquetFile(stream)
+        column = file.schema_arrow.names.index(PLACE)
+        groups = []
+        for number in range(file.metadata.num_row_groups):
+            statistics = file.metadata.row_group(number).column(column).statistics
+            if statistics is None or (statistics.max >= low and statistics.min < high):
+                groups.append(number)
+        table = file.read_row_groups(groups) if groups else file.schema_arrow.empty_table()
+    place = table.column(PLACE)
+    inside = table.filter(pc.and_(pc.greater_equal(place, low), pc.less(place, high)))
+    return inside.replace_schema_metadata(None)
+
+
+def partition_name(number: int, partitions: int) -> str:
+    return f"part-{number:05d}-of-{partitions:05d}"
+
+
+def partition_number(name: str) -> int:
+    return int(name.split("-")[1])
+
+
+def partition_dataset(output: Store, scattered: Sequence[Dataset], partitions: int) -> Dataset:
+    """One shard a partition, known by the versions of everything scattered: any change makes all of them anew."""
+    content = "+".join(dataset.version for dataset in scattered)
+    names = [partition_name(number, partitions) for number in range(partitions)]
+    return Dataset(output, tuple(Shard(name=name, path="", content=content) for name in names))
+
+
+def merged(output: Store, counted: Dataset) -> pa.Table:
+    """Sums of the shards' histograms by bin."""
+    sums = np.zeros((2, BINS), np.int64)
+    for shard in counted.shards:
+        with output.fetched(shard.path) as (local, _):
+            table = pq.read_table(local)
+        bins = table.column("bin").to_numpy()
+        for place, name in enumerate(("tokens", "rows")):
+            sums[place, bins] += table.column(name).to_numpy()
+    return pa.table([pa.array(np.arange(BINS), pa.int32()), *(pa.array(one) for one in sums)], schema=HISTOGRAM)

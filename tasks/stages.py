@@ -1,0 +1,112 @@
+"""Makes stages out of operators and datasets: fingerprints, folders, workers. Nothing is run or loaded here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from operators.base import Annotator, Operator, Resources, Rewriter, fingerprint
+from operators.language.choose import identity, resolve_kind
+from operators.language.engine import EngineSettings, Sampling
+from operators.safety.tags import HarmTags
+from tasks.aligned import Input
+from tasks.annotate import AnnotateWorker
+from tasks.build import GatherWorker, Origin, ResolveWorker, ScatterWorker
+from tasks.dataset import FORMAT_VERSION, Dataset, Folder
+from tasks.ledger import Ledger
+from tasks.models import resolve
+from tasks.rewrite import Choice, RewriteWorker
+from tasks.stage import Stage
+from tasks.store import Store
+from tasks.summary import Shape
+
+
+def operator_identity(operator: Operator) -> dict[str, object]:
+    """Configuration, version and the content hashes of its models."""
+    models = {name: resolve(reference).sha256 for name, reference in operator.models().items()}
+    return {**operator.identity(), "models": models}
+
+
+def annotate(name: str, operator: Annotator, inputs: Sequence[Dataset], output: Store) -> Stage:
+    """The stage ``<name>/<fingerprint>/`` that annotates the first dataset; further ones give it aligned columns."""
+    mark = fingerprint(FORMAT_VERSION, Shape.ANNOTATE, operator_identity(operator), [one.mark for one in inputs])
+    folder = Folder(name, mark)
+    worker = AnnotateWorker(operator, tuple(Input.of(one) for one in inputs), output, folder)
+    return Stage(
+        folder, Shape.ANNOTATE, type(operator).__name__, operator.version, tuple(inputs), worker, operator.resources
+    )
+
+
+def rewrite(
+    name: str,
+    rewriter: Rewriter,
+    engine: EngineSettings,
+    sampling: Sampling,
+    choice: Choice,
+    inputs: Sequence[Dataset],
+    output: Store,
+) -> Stage:
+    """The stage that rewrites chosen rows of the first dataset. The ledger is keyed by engine and sampling alone."""
+    model = resolve(engine.model)
+    engine = engine.model_copy(update={"kind": resolve_kind(engine)})
+    runs = asdict(identity(engine, model.sha256, model.tokenizer_sha256))
+    # the context's end cuts a completion short, so its length is part of what was asked for
+    asked = {**sampling.model_dump(mode="json"), "max_model_len": engine.max_model_len}
+    ledger_mark = fingerprint(FORMAT_VERSION, "ledger", runs, asked)
+    made = [operator_identity(rewriter), ledger_mark, asdict(choice), [one.mark for one in inputs]]
+    mark = fingerprint(FORMAT_VERSION, Shape.REWRITE, made)
+    folder = Folder(name, mark)
+    contents = [shard.content for shard in inputs[0].shards]
+    worker = RewriteWorker(
+        rewriter=rewriter,
+        engine=engine,
+        sampling=sampling,
+        choice=choice,
+        inputs=tuple(Input.of(one) for one in inputs),
+        output=output,
+        folder=folder,
+        ledger=Ledger(output, ledger_mark).with_orphans(contents),
+    )
+    # on CPUs one engine takes a whole machine: two that share its cores load the model twice and are no faster
+    cores = engine.threads or (1 if engine.gpus > 0 else len(os.sched_getaffinity(0)))
+    resources = Resources(cpus=float(cores), gpus=engine.gpus)
+    return Stage(folder, Shape.REWRITE, type(rewriter).__name__, rewriter.version, tuple(inputs), worker, resources)
+
+
+BUILD_VERSION = "1"
+
+
+def resolving(corpus: str, origin: Origin, inputs: Sequence[Dataset], seed: int, output: Store) -> Stage:
+    """Counts the tokens of what one origin could give. Hidden: it is no dataset a person reads."""
+    config = {"origin": origin.name, "routes": origin.routes, "seed": seed}
+    folder = Folder(f"{corpus}-resolve-{origin.name}", fingerprint(FORMAT_VERSION, BUILD_VERSION, config), hidden=True)
+    worker = ResolveWorker(output, folder, inputs=tuple(Input.of(one) for one in inputs), origin=origin, seed=seed)
+    return Stage(folder, Shape.BUILD, "Resolve", BUILD_VERSION, tuple(inputs), worker)
+
+
+def scattering(
+    corpus: str, origin: Origin, inputs: Sequence[Dataset], tags: HarmTags, seed: int, output: Store
+) -> Stage:
+    """The rows of one origin that go into the corpus, shard by shard."""
+    config = [asdict(origin), operator_like(tags), seed]
+    folder = Folder(f"{corpus}-scatter-{origin.name}", fingerprint(FORMAT_VERSION, BUILD_VERSION, config), hidden=True)
+    worker = ScatterWorker(
+        output, folder, inputs=tuple(Input.of(one) for one in inputs), origin=origin, tags=tags, seed=seed
+    )
+    return Stage(folder, Shape.BUILD, "Scatter", BUILD_VERSION, tuple(inputs), worker)
+
+
+def gathering(corpus: str, scattered: Sequence[tuple[Folder, Dataset]], partitions: Dataset, output: Store) -> Stage:
+    """The corpus files. The fingerprint holds the dataset versions that they join."""
+    joined = [[folder.fingerprint, dataset.version] for folder, dataset in scattered]
+    folder = Folder(corpus, fingerprint(FORMAT_VERSION, BUILD_VERSION, "gather", joined, len(partitions.shards)))
+    worker = GatherWorker(
+        output, folder, scattered=tuple(one for _, one in scattered), partitions=len(partitions.shards)
+    )
+    return Stage(folder, Shape.BUILD, "Gather", BUILD_VERSION, (partitions,), worker)
+
+
+def operator_like(config: HarmTags) -> dict[str, object]:
+    """What of the tags' configuration changes the corpus."""
+    return {"version": config.version, **config.model_dump(mode="json")}

@@ -1,0 +1,248 @@
+"""Reading from storage: any fsspec URL, listed with version tokens, opened with limits on every wait.
+
+Credentials and endpoints come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...), never from
+parameters, so that they cannot end in a record or a report. Writing is :mod:`tasks.commit`'s alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, Any, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+T = TypeVar("T")
+
+CHUNK_BYTES = 8 << 20
+PREFLIGHT_SECONDS = 10.0
+LISTING_SECONDS = 900.0  # a million objects take minutes, from a store that is known to answer
+_S3_OPTIONS: dict[str, Any] = {
+    "use_listings_cache": False,
+    "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 3, "mode": "standard"}},
+}
+
+
+class StoreError(RuntimeError):
+    """Storage refused or did not answer. One line that names the URL and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One stored object. ``path`` is relative to the store's root; ``token`` changes whenever the bytes change."""
+
+    path: str
+    size: int
+    token: str
+
+
+class Store:
+    """A folder or bucket prefix. Cheap to pickle: the connection is opened where it is first used."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/") if "://" in url else str(Path(url).expanduser().absolute())
+        self._opened: tuple[Any, str] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "_opened": None}
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    @property
+    def fs(self) -> Any:
+        return self._open()[0]
+
+    @property
+    def local(self) -> bool:
+        return isinstance(self.fs, LocalFileSystem)
+
+    def _open(self) -> tuple[Any, str]:
+        if self._opened is None:
+            options = _S3_OPTIONS if self.url.startswith(("s3://", "s3a://")) else {}
+            try:
+                fs, root = fsspec.core.url_to_fs(self.url, **options)
+            except (ValueError, ImportError) as error:
+                raise StoreError(f"{self.url}: cannot open this kind of URL ({_line(error)})") from error
+            self._opened = (fs, root.rstrip("/"))
+        return self._opened
+
+    def absolute(self, path: str) -> str:
+        """Path as the file system knows it."""
+        root = self._open()[1]
+        return f"{root}/{path}" if path else root
+
+    def within(self, other: Store) -> bool:
+        """Whether this is the same place as ``other`` or lies below it, however the two URLs are written."""
+        places = [os.path.realpath(one.absolute("")) if one.local else one.absolute("") for one in (self, other)]
+        return type(self.fs) is type(other.fs) and f"{places[0]}/".startswith(f"{places[1]}/")
+
+    def lacks_bucket(self) -> bool:
+        """Whether an object store says that the bucket is not there. Some would make it, misspelt, at the first write.
+
+        False where it may not be asked: then the first write tells.
+        """
+        if self.local or "://" not in self.url:
+            return False
+        try:
+            self.fs.info(self.absolute("").split("/")[0])
+        except FileNotFoundError:
+            return "s3" in self.fs.protocol or "gs" in self.fs.protocol
+        except Exception:
+            return False
+        return False
+
+    def answers(self) -> None:
+        """Asks for the root itself, which is one small question however much lies below. Raises StoreError."""
+        try:
+            self.fs.info(self.absolute(""))
+        except FileNotFoundError:
+            return  # the listing says what is missing
+        except Exception as error:
+            raise explain(self.url, error) from error
+
+    def url_of(self, path: str) -> str:
+        return f"{self.url}/{path}" if path else self.url
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """Every object below ``prefix``, sorted by path. An absent prefix is an empty list."""
+        root = self._open()[1]
+        try:
+            found = self.fs.find(self.absolute(prefix), detail=True)
+        except FileNotFoundError:
+            return []
+        except Exception as error:
+            raise explain(self.url_of(prefix), error) from error
+        entries = []
+        for path, info in found.items():
+            if info.get("type") == "directory":
+                continue
+            try:
+                token = self._token(path, info)
+            except FileNotFoundError:  # removed since the listing, as records are that another run compacts
+                continue
+            entries.append(Entry(str(path)[len(root) + 1 :], int(info.get("size") or 0), token))
+        return sorted(entries, key=lambda entry: entry.path)
+
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the folders directly below ``prefix``."""
+        try:
+            found = self.fs.ls(self.absolute(prefix), detail=True)
+        except FileNotFoundError:
+            return []
+        except Exception as error:
+            raise explain(self.url_of(prefix), error) from error
+        return sorted(str(i["name"]).rstrip("/").rsplit("/", 1)[-1] for i in found if i["type"] == "directory")
+
+    def entry(self, path: str) -> Entry | None:
+        """The object at ``path``, or None."""
+        try:
+            info = self.fs.info(self.absolute(path))
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise explain(self.url_of(path), error) from error
+        if info.get("type") == "directory":
+            return None
+        return Entry(path, int(info.get("size") or 0), self._token(self.absolute(path), info))
+
+    def read(self, path: str) -> bytes:
+        try:
+            return bytes(self.fs.cat_file(self.absolute(path)))
+        except Exception as error:
+            raise explain(self.url_of(path), error) from error
+
+    @contextmanager
+    def fetched(self, path: str) -> Iterator[tuple[Path, str]]:
+        """The object as a local file and the SHA-256 of its bytes; a remote one is spooled and removed afterwards."""
+        if self.local:
+            local = Path(self.absolute(path))
+            try:
+                with local.open("rb") as stream:
+                    digest = sha256_of(stream)
+            except OSError as error:
+                raise explain(self.url_of(path), error) from error
+            yield local, digest
+            return
+        with TemporaryDirectory(prefix="winnow-") as folder:
+            local = Path(folder) / "shard"
+            try:
+                self.fs.get_file(self.absolute(path), str(local))
+            except Exception as error:
+                raise explain(self.url_of(path), error) from error
+            with local.open("rb") as stream:
+                digest = sha256_of(stream)
+            yield local, digest
+
+    def _token(self, path: str, info: dict[str, Any]) -> str:
+        """Version token: ETag, version or generation; locally size, mtime and inode."""
+        if self.local:
+            stat = os.stat(path)
+            return f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ino}"
+        for key in ("ETag", "etag", "generation", "versionId", "md5Hash", "mtime", "LastModified", "created"):
+            if info.get(key):
+                return f"{info.get('size')}-{str(info[key]).strip(chr(34))}"
+        return str(info.get("size"))
+
+
+def sha256_of(stream: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while chunk := stream.read(CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def within(seconds: float, what: str, work: Callable[[], T]) -> T:
+    """The result of ``work``, or a StoreError once it has taken ``seconds``: no preflight question may hang."""
+    box: list[T] = []
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            box.append(work())
+        except BaseException as error:  # handed to the caller's thread below
+            errors.append(error)
+
+    thread = threading.Thread(target=call, daemon=True, name=f"winnow-within-{what}")
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise StoreError(f"{what}: no answer within {seconds:.0f} s; check the address and the network")
+    if errors:
+        raise errors[0]
+    return box[0]
+
+
+def explain(url: str, error: BaseException) -> StoreError:
+    """The error as one line that names the URL and the remedy."""
+    if isinstance(error, StoreError):
+        return error
+    text = _line(error)
+    low = text.lower()
+    if isinstance(error, FileNotFoundError) or "nosuchbucket" in low:
+        remedy = "it does not exist; check the spelling, and create the bucket or folder first"
+    elif isinstance(error, PermissionError) or any(
+        word in low for word in ("forbidden", "accessdenied", "access denied", "signature", "invalidaccesskey")
+    ):
+        remedy = f"access refused ({text}); check the credentials in the environment and the rights on it"
+    elif "credential" in low:
+        remedy = "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+    elif "connect" in low or "endpoint" in low or "timeout" in low or "timed out" in low:
+        remedy = f"the store does not answer ({text}); check AWS_ENDPOINT_URL and the network"
+    elif isinstance(error, OSError) and error.errno == 28:
+        remedy = "no space left; free some and run the same command again to go on"
+    else:
+        remedy = text
+    return StoreError(f"{url}: {remedy}")
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
