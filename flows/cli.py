@@ -83,6 +83,62 @@ def verify(url: Root, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def lineage(
+    url: Root,
+    row: Annotated[str, typer.Argument(metavar="ID", help="Id of a source document, a rewritten row or a corpus row.")],
+    shard: Annotated[str | None, typer.Option(help="Name of its source shard, which makes the search short.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Where a row came from, what was decided of it and why, and what was made of it."""
+    from flows.tracing import show_lineage
+
+    raise typer.Exit(show_lineage(url, row, shard, as_json))
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="Output root, RUN_ID of one as URL@RUN_ID, or a corpus folder.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    as_json: AsJson = False,
+) -> None:
+    """What differs between two versions: parameters, models, accounts, rows in and out."""
+    from flows.tracing import show_diff
+
+    raise typer.Exit(show_diff(a, b, as_json))
+
+
+@app.command()
+def retry(url: Root, as_json: AsJson = False) -> None:
+    """Does the quarantined rows and the failed shards of the last run again, and nothing else."""
+    from flows.upkeep import retry as run_retry
+
+    raise typer.Exit(run_retry(url, as_json))
+
+
+@app.command()
+def gc(
+    url: Root,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete; without it nothing is touched.")] = False,
+    keep: Annotated[int, typer.Option(min=1, help="Versions of the corpus to keep, the latest first.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Lists stages, shards, ledgers and leftovers that no kept version needs, with their sizes."""
+    from flows.upkeep import collect_garbage
+
+    raise typer.Exit(collect_garbage(url, delete, keep, as_json))
+
+
+@app.command()
+def serve(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Prefect's UI and API on loopback.")] = 4200,
+) -> None:
+    """Prefect's server and UI, every deployment, and workers for them, on this machine until Ctrl-C."""
+    from flows.serve.command import serve as run_serve
+
+    raise typer.Exit(run_serve(port))
+
+
+@app.command()
 def version() -> None:
     """The installed version."""
     from importlib.metadata import version as installed

