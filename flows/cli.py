@@ -97,7 +97,7 @@ def lineage(
 
 @app.command()
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="Output root, RUN_ID of one as URL@RUN_ID, or a corpus folder.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="Output root, or one of its runs as URL@RUN_ID.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
     as_json: AsJson = False,
 ) -> None:
