@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import orjson
 import pyarrow as pa
@@ -30,6 +31,9 @@ FOOTER = b"winnow"
 ROW_GROUP_ROWS = 16384
 TEMPORARY = f"{HIDDEN}/tmp"
 CONFLICT_RETRIES = 6
+LARGEST_PUT = 5 << 30
+"""S3's limit for one PUT, in bytes. A shard is never uploaded in parts: PUT is the request whose condition every store
+that has one decides atomically, while SeaweedFS 4.48 let two writers complete the same name in 2 of 40 races."""
 
 
 class CommitConflict(RuntimeError):
@@ -177,9 +181,17 @@ def _create_from(store: Store, path: str, file: Path) -> bool:
 
 
 def _put_once(store: Store, file: Path, final: str) -> bool:
+    whole: dict[str, Any] = {}
+    if "s3" in store.fs.protocol:
+        whole["chunksize"] = LARGEST_PUT
+        if file.stat().st_size >= LARGEST_PUT:
+            raise StoreError(
+                f"{store.url}: {final.rsplit('/', 1)[-1]} would be {file.stat().st_size:,} bytes, more than one "
+                "request to S3 may hold (5 GiB); give it smaller shards"
+            )
     for attempt in range(CONFLICT_RETRIES):
         try:
-            store.fs.put_file(str(file), final, mode="create")
+            store.fs.put_file(str(file), final, mode="create", **whole)
             return True
         except FileExistsError:
             return False
