@@ -9,13 +9,14 @@ from typing import Any
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from flows.demo_source import documents
 from tasks.commit import create
 from tasks.store import Store
 
 SHARD_ROWS = 128
-INPUT = "input"
+INPUT, CONFIG = "input", "curate.yaml"
 # A seeded sample of short pieces, so that two cores are done in a few minutes. The 135M model that a package ships
 # falls into loops when it is greedy and on long pieces; the gates reject those, so each request is sampled by its seed.
 DEMO: dict[str, Any] = {
@@ -48,3 +49,10 @@ def write_input(folder: Path, seed: int = 0) -> str:
             lines = b"".join(orjson.dumps(row) + b"\n" for row in part)
             create(store, f"{INPUT}/web-{number:03d}.jsonl.gz", gzip.compress(lines, mtime=0))
     return store.url_of(INPUT)
+
+
+def write_config(folder: Path, source: str) -> None:
+    """Leaves the demo's parameters as ``folder``/curate.yaml, to go on from; a file that is there stays as it is."""
+    store = Store(str(folder))
+    parameters = {"input": source, "output": store.url, **DEMO}
+    create(store, CONFIG, yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True).encode())

@@ -89,7 +89,7 @@ def start(parameters: CurateText, as_json: bool) -> int:
 
 def demo(folder: Path, as_json: bool) -> int:
     """Writes the demo's input from installed packages, then runs the whole job on it."""
-    from flows.demo import DEMO, write_input
+    from flows.demo import DEMO, write_config, write_input
     from tasks.dataset import HIDDEN
 
     held = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
@@ -99,6 +99,7 @@ def demo(folder: Path, as_json: bool) -> int:
         return refuse(f"{folder}: holds {held[0]} and no winnow run; give --output a new or empty folder")
     try:
         source = write_input(folder)
+        write_config(folder, source)
     except (ValueError, StoreError) as error:
         return refuse(str(error))
     return start(CurateText(input=source, output=str(folder), **DEMO), as_json)
