@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -12,6 +13,7 @@ import typer
 
 from flows.options import BadParameters, flags_of
 from flows.parameters import CurateText
+from flows.submit import submit_command
 
 if TYPE_CHECKING:
     from tasks.summary import RunSummary
@@ -27,7 +29,61 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else there.")]
+Version = Annotated[str, typer.Argument(metavar="URL", help="Output root; one of its runs: URL@RUN_ID, URL@previous.")]
+LOG_FORMATS, LOG_LEVELS = ("text", "json"), ("debug", "info", "warning", "error")
 Root = Annotated[str, typer.Argument(metavar="URL", help="Output root of a run.")]
+
+
+@app.callback()
+def watching(
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            envvar="WINNOW_LOG_FORMAT",
+            metavar="text|json",
+            help="What standard error holds: lines for people, or one JSON object a line.  [default: text]",
+        ),
+    ] = None,
+    log_level: Annotated[
+        str | None,
+        typer.Option(
+            envvar="WINNOW_LOG_LEVEL",
+            metavar="|".join(LOG_LEVELS),
+            help="Least level that is written.  [default: warning; as JSON info]",
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="WINNOW_METRICS_PORT",
+            metavar="PORT",
+            min=0,
+            max=65535,
+            help="Serve a run's Prometheus metrics on this port of WINNOW_METRICS_ADDRESS.  "
+            "[default: off; address 127.0.0.1]",
+        ),
+    ] = None,
+    metrics_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="WINNOW_METRICS_FILE",
+            metavar="FILE",
+            help="Write them to this .prom file too, for a textfile collector.",
+        ),
+    ] = None,
+) -> None:
+    # in the environment, so that the processes which a worker starts for its runs do the same
+    for name, given, known in (("FORMAT", log_format, LOG_FORMATS), ("LEVEL", log_level, LOG_LEVELS)):
+        if given is None:
+            continue
+        if given.strip().lower() not in known:
+            os.environ.pop(f"WINNOW_LOG_{name}", None)
+            raise BadParameters(f"--log-{name.lower()}: give one of {', '.join(known)} (given {given!r})")
+        os.environ[f"WINNOW_LOG_{name}"] = given.strip().lower()
+    if metrics_port is not None:
+        os.environ["WINNOW_METRICS_PORT"] = str(metrics_port)
+    if metrics_file is not None:
+        os.environ["WINNOW_METRICS_FILE"] = str(metrics_file)
 
 
 def _curate_text(parameters: CurateText, as_json: bool) -> None:
@@ -40,6 +96,11 @@ _json_flag = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, defaul
 app.command(
     "curate-text", help="Documents in, curated corpus out: language, harm score, routes, rephrasing, tags, mix."
 )(flags_of(CurateText, _curate_text, [_json_flag]))
+
+
+app.command("submit", help="The same as a job of a Ray cluster: submitted, watched and stopped from here.")(
+    submit_command(_json_flag)
+)
 
 
 @app.command()
@@ -84,24 +145,27 @@ def verify(url: Root, as_json: AsJson = False) -> None:
 
 @app.command()
 def lineage(
-    url: Root,
+    url: Version,
     row: Annotated[str, typer.Argument(metavar="ID", help="Id of a source document, a rewritten row or a corpus row.")],
     shard: Annotated[str | None, typer.Option(help="Name of its source shard, which makes the search short.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every row of the id, even where reading them is long.")] = (
+        False
+    ),
     as_json: AsJson = False,
 ) -> None:
     """Where a row came from, what was decided of it and why, and what was made of it."""
     from flows.tracing import show_lineage
 
-    raise typer.Exit(show_lineage(url, row, shard, as_json))
+    raise typer.Exit(show_lineage(url, row, shard, as_json, everything))
 
 
 @app.command()
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="Output root, or one of its runs as URL@RUN_ID.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="Output root; one of its runs: URL@RUN_ID, URL@previous.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
     as_json: AsJson = False,
 ) -> None:
-    """What differs between two versions: parameters, models, accounts, rows in and out."""
+    """What differs between two versions: parameters, models, accounts, rows in and out. Exit code 1 where they do."""
     from flows.tracing import show_diff
 
     raise typer.Exit(show_diff(a, b, as_json))
@@ -120,17 +184,22 @@ def gc(
     url: Root,
     delete: Annotated[bool, typer.Option("--delete", help="Delete; without it nothing is touched.")] = False,
     keep: Annotated[int, typer.Option(min=1, help="Versions of the corpus to keep, the latest first.")] = 1,
+    ledgers: Annotated[
+        bool, typer.Option("--ledgers", help="Also what only another model or sampling could use; it was paid for.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Lists stages, shards, ledgers and leftovers that no kept version needs, with their sizes."""
     from flows.upkeep import collect_garbage
 
-    raise typer.Exit(collect_garbage(url, delete, keep, as_json))
+    raise typer.Exit(collect_garbage(url, delete, keep, ledgers, as_json))
 
 
 @app.command()
 def serve(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Prefect's UI and API on loopback.")] = 4200,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of Prefect's UI and API on loopback; reports take the next.")
+    ] = 4200,
 ) -> None:
     """Prefect's server and UI, every deployment, and workers for them, on this machine until Ctrl-C."""
     from flows.serve.command import serve as run_serve
@@ -164,7 +233,9 @@ def main() -> None:
 
 
 def _refused(why: str) -> NoReturn:
-    print(f"winnow: {why}", file=sys.stderr)
+    from tasks.logs import say
+
+    say(why)
     raise SystemExit(REFUSED) from None
 
 

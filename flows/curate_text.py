@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 from prefect import flow
 from pydantic import ValidationError
 
+from flows.engine import engine_settings, longest_request
 from flows.parameters import CurateText
+from flows.placement import check_placement
+from flows.signals import end_as_cancelled, listening, name_who_stopped
 from operators.base import Annotator, Operator
 from operators.language.choose import choose, resolve_dtype
 from operators.language.engine import EngineSettings, Sampling
@@ -24,8 +27,7 @@ from tasks.build import CORPUS, RESERVED
 from tasks.corpus import CorpusPlan, build_corpus
 from tasks.dataset import Dataset
 from tasks.executor import Policy
-from tasks.observe import observer, watched_by
-from tasks.prefect_stage import markdown_of, run_artifacts, stage_task
+from tasks.prefect_stage import run_artifacts, run_log, stage_task
 from tasks.rewrite import Choice
 from tasks.run import Run, RunIncomplete
 from tasks.source import CANONICAL
@@ -41,6 +43,7 @@ class Plan:
     """Everything that a run needs and that could be refused, checked and made before any model loads."""
 
     source: Dataset
+    chosen: list[str]
     output: Store
     language: LanguageId
     harm: HarmScore
@@ -70,8 +73,12 @@ def prepare(parameters: CurateText) -> Plan:
 
 def _prepare(parameters: CurateText) -> Plan:
     route = Route(routes=((KEEP, parameters.keep), (TAG, parameters.tag)))
+    chosen: list[str] = []
     plan = Plan(
-        source=preflight.source(parameters.input, parameters.columns, parameters.limit),
+        source=preflight.source(
+            parameters.input, parameters.columns, parameters.limit, parameters.selection, chosen.append
+        ),
+        chosen=chosen,
         output=Store(parameters.output),
         language=LanguageId(),
         harm=HarmScore(),
@@ -85,13 +92,7 @@ def _prepare(parameters: CurateText) -> Plan:
             tokenizer=parameters.model,
             sampled=parameters.temperature > 0,
         ),
-        engine=EngineSettings(
-            kind=parameters.engine,
-            model=parameters.model,
-            dtype=parameters.dtype,
-            gpus=parameters.engine_gpus,
-            threads=parameters.engine_threads,
-        ),
+        engine=engine_settings(parameters),
         sampling=Sampling(max_tokens=parameters.max_new_tokens, temperature=parameters.temperature),
         tags=HarmTags(p=parameters.tag_probability, seed=parameters.seed),
         execution=Execution(
@@ -103,6 +104,7 @@ def _prepare(parameters: CurateText) -> Plan:
     preflight.output(parameters.output, plan.source, parameters.input, parameters.single_writer)
     if parameters.rephrase:
         choose(plan.engine)  # raises where the engine asked for cannot run
+        plan = replace(plan, engine=preflight.fleet(plan.engine, longest_request(parameters), chosen.append))
     reserved = {*CORPUS.names, *RESERVED} - set(CANONICAL)
     if taken := sorted(reserved & parameters.columns.keys()):
         raise preflight.Refused(f"--columns: winnow makes a column {taken[0]!r} itself; carry yours under another name")
@@ -115,29 +117,37 @@ def _prepare(parameters: CurateText) -> Plan:
     return plan
 
 
-def engine_notes(settings: EngineSettings) -> dict[str, str]:
+def engine_notes(settings: EngineSettings) -> dict[str, str | int]:
     """Which engine rephrases, and why that one."""
     choice = choose(settings)
-    return {"engine": f"{choice.kind} ({choice.reason})", "model": settings.model, "dtype": resolve_dtype(settings)}
+    notes: dict[str, str | int] = {"engine": f"{choice.kind} ({choice.reason})", "model": settings.model}
+    if settings.urls:
+        notes |= {"served as": settings.served_model, "servers": len(settings.urls)}
+    return {**notes, "dtype": resolve_dtype(settings)}
 
 
 @flow(name="curate_text", persist_result=False)
 def curate_text(parameters: CurateText) -> RunSummary:
     """One curated corpus from one source. Raises RunIncomplete unless every account closes."""
+    check_placement(parameters)
     plan = prepare(parameters)
     # one observer for the whole run: what bounds it is what its stages listen to, whoever started the flow
-    with watched_by(observer()):
+    with listening() as bounds, run_log():
         run = Run("curate_text", parameters.model_dump(mode="json"), parameters.input, plan.output)
         run.bound(parameters.until, parameters.max_tokens)
+        for line in plan.chosen:
+            run.say(line)
         try:
             with run.executing(plan.execution, parameters.ray_address):
                 _stages(parameters, plan, run)
+            name_who_stopped(bounds)
             summary = run.finish(parameters.max_quarantine)
         except BaseException as error:
             run.crashed(error)
             raise
-    run_artifacts(summary, markdown_of(summary))
+    run_artifacts(summary)
     if not run.ended_well:
+        end_as_cancelled(bounds, "; ".join(summary.messages))
         raise RunIncomplete(summary)
     return summary
 
@@ -163,19 +173,17 @@ def _stages(parameters: CurateText, plan: Plan, run: Run) -> None:
         run.note("rephrase", engine_notes(plan.engine))
         counted = do(stages.annotate("rephrase_tokens", plan.tokens, [rewritten], output))
         synthetic = (rewritten, [counted])
-    corpus = build_corpus(
-        CorpusPlan(
-            real=real,
-            synthetic=synthetic,
-            keep_routes=(KEEP, TAG),
-            tag_routes=(TAG,),
-            tags=plan.tags,
-            synthetic_share=parameters.synthetic_share if synthetic else None,
-            shard_tokens=parameters.shard_tokens,
-            seed=parameters.seed,
-        ),
-        output,
-        do,
-        run,
+    corpus_plan = CorpusPlan(
+        real=real,
+        synthetic=synthetic,
+        keep_routes=(KEEP, TAG),
+        tag_routes=(TAG,),
+        tags=plan.tags,
+        synthetic_share=parameters.synthetic_share if synthetic else None,
+        shard_tokens=parameters.shard_tokens,
+        seed=parameters.seed,
     )
+    corpus = build_corpus(corpus_plan, output, do, run) if parameters.build else None
+    if not parameters.build:
+        run.say("no corpus was built, as asked (build is off); a run with build on finds these stages finished")
     run.describe(source, language, harm, routes, synthetic[0] if synthetic else None, corpus, parameters.seed)

@@ -52,5 +52,6 @@ def show_verification(url: str, as_json: bool) -> int:
     for line in [*found.problems, *(line for one in found.stages for line in one.problems)]:
         console.print(f"problem: {line}", highlight=False, soft_wrap=True)
     if found.ok:
-        console.print(f"everything is as recorded: {found.corpus_rows:,} rows in {found.corpus}", soft_wrap=True)
+        what = f"{found.corpus_rows:,} rows in {found.corpus}" if found.corpus else "the last run built no corpus"
+        console.print(f"everything is as recorded: {what}", soft_wrap=True)
     return CLOSED if found.ok else OPEN

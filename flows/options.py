@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+
+from flows.form import panel
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -54,13 +58,22 @@ def validated(model: type[M], values: dict[str, Any]) -> M:
         lines = []
         for one in error.errors():
             flag = "--" + ".".join(str(part) for part in one["loc"]).replace("_", "-")
-            if one["type"] == "missing":
+            if not one["loc"]:  # a check over several fields, whose line begins with the name of one
+                lines.append(_as_flag(one["msg"].removeprefix("Value error, ")))
+            elif one["type"] == "missing":
                 lines.append(f"{flag} is missing")
+            elif one["type"] == "value_error":  # our own check, which says all; the value may hold a password
+                lines.append(f"{flag}: {one['msg'].removeprefix('Value error, ')}")
             elif one["type"] == "extra_forbidden":
                 lines.append(f"{flag} is no parameter; see --help")
             else:
                 lines.append(f"{flag}: {one['msg'].lower()} (given {one['input']!r})")
         raise BadParameters("; ".join(lines)) from error
+
+
+def _as_flag(line: str) -> str:
+    name, colon, rest = line.partition(": ")
+    return f"--{name.replace('_', '-')}{colon}{rest}"
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -91,8 +104,8 @@ def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
         *names,
         help=field.description,
         show_default=shown or False,
-        metavar=None if kind is bool else _metavar(annotation),
-        rich_help_panel=_panel(name),
+        metavar=None if kind is bool else _metavar(field.annotation),
+        rich_help_panel=panel(name),
     )
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
@@ -111,40 +124,17 @@ def _value(field: FieldInfo, value: Any) -> Any:
     return None if value == "none" else value
 
 
-def _metavar(annotation: str) -> str:
+def _metavar(annotation: Any) -> str:
     """What stands behind a flag in --help."""
-    if annotation.startswith("dict"):
-        return "NAME=VALUE"
-    for kind, shown in (
-        ("float", "NUMBER"),
-        ("int", "INTEGER"),
-        ("datetime", "TIME"),
-        ("tuple", "NAME,..."),
-        ("list", "NAME,..."),
-    ):
-        if kind in annotation:
-            return shown
-    return "TEXT"
+    kind = next((one for one in get_args(annotation) if one is not NoneType), annotation)
+    if get_origin(annotation) not in (Union, UnionType):
+        kind = annotation
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    if get_origin(kind) in (dict, tuple, list):
+        return "NAME=VALUE" if get_origin(kind) is dict else "NAME,..."
+    return {float: "NUMBER", int: "INTEGER", datetime: "TIME", date: "DATE"}.get(kind, "TEXT")
 
 
 def _shown(default: Any) -> str:
     return ", ".join(default) if isinstance(default, tuple) else str(default)
-
-
-def _panel(name: str) -> str:
-    for panel, names in PANELS.items():
-        if name in names:
-            return panel
-    return "Options"
-
-
-PANELS = {
-    "Data": ("input", "output", "columns", "seed", "limit", "shards", "first_date", "last_date"),
-    "Decisions": ("keep", "tag", "tag_probability", "max_quarantine"),
-    "Rephrasing": (
-        "rephrase rephrase_share styles piece_tokens max_new_tokens temperature model engine dtype engine_gpus "
-        "engine_threads engine_url engine_model engine_concurrency requests_per_minute tokens_per_minute"
-    ).split(),
-    "Corpus": ("build", "synthetic_share", "shard_tokens"),
-    "Execution": "executor ray_address workers retries stall_seconds until max_tokens single_writer".split(),
-}

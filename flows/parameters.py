@@ -3,46 +3,93 @@
 from __future__ import annotations
 
 from datetime import date, datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from flows.form import form_title, shape_form
+
+if TYPE_CHECKING:
+    from tasks.selection import Selection
+
+
+def _glob(value: str) -> str:
+    from tasks.selection import glob_pattern  # slow to import, and few runs are backfills
+
+    glob_pattern(value)
+    return value
+
+
+def _base_urls(value: str) -> str:
+    from operators.language.openai_api import base_urls  # slow to import, and few runs have a fleet
+
+    try:
+        return ",".join(base_urls(value))
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("engine openai: ")) from error
+
+
+Place = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"\S")]
+Condition = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
+Glob = Annotated[str, StringConstraints(min_length=1, max_length=4096), AfterValidator(_glob)]
+Urls = Annotated[
+    str,
+    StringConstraints(max_length=4096),
+    AfterValidator(_base_urls),
+    # for the form, which stores what it lets pass: no user names, no passwords
+    Field(json_schema_extra={"pattern": r"^\s*https?://[^\s@,]+(\s*,\s*https?://[^\s@,]+)*\s*$"}),
+]
+
+
+def _form(schema: dict[str, Any]) -> None:
+    shape_form(schema)
+    # the one check over two fields that JSON schema can say; the others are told when the run starts
+    openai = {"properties": {"engine": {"const": "openai"}, "rephrase": {"const": True}}, "required": ["engine"]}
+    schema["allOf"] = [{"if": openai, "then": {"required": ["engine_url"]}}]
 
 
 class CurateText(BaseModel):
     """Documents in, curated corpus out. Only ``input`` and ``output`` are required."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, field_title_generator=form_title, json_schema_extra=_form)
 
-    input: str = Field(
+    input: Place = Field(
         description="Folder, file or glob of .parquet or .jsonl (.gz, .zst) on any fsspec URL: /data, s3://bucket/web/*.parquet."
     )
-    output: str = Field(description="Folder or bucket prefix that will hold stages, corpus and records.")
+    output: Place = Field(description="Folder or bucket prefix that will hold stages, corpus and records.")
     columns: dict[str, str] = Field(
-        default_factory=dict,
-        description="Our column = the source's: text=content. Names beyond id, text, url and date are carried along.",
+        {},
+        description='Our column = the source\'s: text=content; in a form or file `{"text": "content"}`. '
+        "Names beyond id, text, url and date are carried along.",
     )
     seed: int = Field(0, ge=0, description="Every random choice is drawn from this seed and the row's id.")
-    limit: int | None = Field(None, ge=1, description="Take only the first so many documents.")
-    shards: tuple[str, ...] = Field(
-        (), description="Backfill: only the input shards whose relative path matches one of these globs."
+    limit: int | None = Field(
+        None, ge=1, description="Take only the first so many documents, of the chosen shards where some are chosen."
+    )
+    shards: tuple[Glob, ...] = Field(
+        (),
+        description="Backfill: only the shards whose path below the input matches a glob, such as `2026-03*/**`.",
     )
     first_date: date | None = Field(
-        None, description="Backfill: only the input shards whose path holds this date or a later one."
+        None, description="Backfill: only the input shards whose path holds this date (2026-03-14) or a later one."
     )
     last_date: date | None = Field(
         None, description="Backfill: only the input shards whose path holds this date or an earlier one."
     )
 
-    keep: str = Field(
+    keep: Condition = Field(
         "lang = 'en' AND harm_score = 0",
         description="Documents kept as they are, and rephrased: SQL over lang, lang_score, harm_score, harm, tokens.",
     )
-    tag: str = Field(
+    tag: Condition = Field(
         "lang = 'en' AND harm_score >= 4",
         description="Which documents are kept with harm tags. All others are dropped; the route column says why.",
     )
     tag_probability: float = Field(
         0.05, ge=0, le=1, description="Share of words after the first that get a tag before them."
+    )
+    max_quarantine: float = Field(
+        0.001, ge=0, le=1, description="Largest share of a stage's rows that may be quarantined."
     )
 
     rephrase: bool = Field(True, description="Rephrase kept documents (WRAP).")
@@ -61,8 +108,9 @@ class CurateText(BaseModel):
     engine: Literal["auto", "vllm", "transformers", "openai"] = Field(
         "auto", description="auto: vLLM where it can run, else transformers. openai: a server that speaks its API."
     )
-    engine_url: str | None = Field(
-        None, description="engine openai: base URL of the server or fleet, such as http://host:8000/v1."
+    engine_url: Urls | None = Field(
+        None,
+        description="engine openai: base URL of the server, such as http://host:8000/v1; of a fleet all, with commas.",
     )
     engine_model: str | None = Field(None, description="engine openai: the model's name there; default: its only one.")
     engine_concurrency: int = Field(64, ge=1, description="engine openai: most requests open at once, a worker.")
@@ -79,9 +127,6 @@ class CurateText(BaseModel):
     )
     build: bool = Field(True, description="Build the corpus at the end; off: make the stages before it only.")
     shard_tokens: int = Field(50_000_000, ge=1000, description="Tokens of one corpus file, about.")
-    max_quarantine: float = Field(
-        0.001, ge=0, le=1, description="Largest share of a stage's rows that may be quarantined."
-    )
 
     executor: Literal["ray", "local"] = Field("ray", description="ray, or local: threads of one process.")
     ray_address: str = Field(
@@ -97,3 +142,24 @@ class CurateText(BaseModel):
     single_writer: bool = Field(
         False, description="Accept a store without conditional writes: only one run may write there."
     )
+
+    @model_validator(mode="after")
+    def _together(self) -> CurateText:
+        """Refuses what only makes sense together. A message begins with the name of the field to change."""
+        if self.first_date and self.last_date and self.first_date > self.last_date:
+            raise ValueError(f"first_date: {self.first_date} is after last_date, {self.last_date}; exchange them")
+        if self.output.rstrip("/") == self.input.rstrip("/"):
+            raise ValueError(f"output: {self.output} is the input too; choose another folder")
+        if self.engine == "openai" and self.rephrase and not self.engine_url:
+            raise ValueError("engine_url: missing; engine openai needs the URL of its server: http://host:8000/v1")
+        for name in ("engine_url", "engine_model", "requests_per_minute", "tokens_per_minute"):
+            if self.engine != "openai" and getattr(self, name) is not None:
+                raise ValueError(f"{name}: is for engine openai alone, and engine is {self.engine}; leave one out")
+        return self
+
+    @property
+    def selection(self) -> Selection:
+        """Which of the input's shards belong to this run."""
+        from tasks.selection import Selection
+
+        return Selection(self.shards, self.first_date, self.last_date)

@@ -1,4 +1,4 @@
-"""A Prefect API of this run's own, where the user has named none: on loopback, and gone when the run is.
+"""Prefect's server as a child of ours, on loopback: for one run where the user has named none, and for `winnow serve`.
 
 Prefect would start one itself, in our process group: Ctrl-C then ends it first, and the run with it. Ours has a
 session of its own, and the kernel ends it with us, even if we are killed.
@@ -38,37 +38,45 @@ def prefect_api() -> Iterator[None]:
         return
     with socket.create_server(("127.0.0.1", 0)) as door:
         url = f"http://127.0.0.1:{door.getsockname()[1]}/api"
-        server = subprocess.Popen(
-            [sys.executable, "-P", __file__, str(door.fileno()), str(os.getpid())],
-            pass_fds=[door.fileno()],
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={
-                **os.environ,
-                "PREFECT_UI_ENABLED": "0",
-                "PREFECT__SERVER_EPHEMERAL": "1",
-                "PREFECT__SERVER_FINAL": "1",
-            },
+        server = start_server(
+            door, {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
         )
     try:
-        _await(server, url)
+        await_server(server, url)
         os.environ["PREFECT_API_URL"] = url
         prefect.context.refresh_global_settings_context()
         yield
     finally:
         os.environ.pop("PREFECT_API_URL", None)
         prefect.context.refresh_global_settings_context()
-        server.terminate()
-        try:
-            server.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        end(server, STOP_SECONDS)
 
 
-def _await(server: subprocess.Popen[bytes], url: str) -> None:
+def start_server(door: socket.socket, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A server on the listening socket ``door``, with our environment and ``environment``."""
+    return subprocess.Popen(
+        [sys.executable, "-P", __file__, str(door.fileno()), str(os.getpid())],
+        pass_fds=[door.fileno()],
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+    )
+
+
+def end(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Asks the process to end, and ends it where it has not after ``seconds``."""
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def await_server(server: subprocess.Popen[bytes], url: str) -> None:
+    """Returns once the API at ``url`` answers. Raises NoServer where it does not."""
     remedy = "start one with `prefect server start` and set PREFECT_API_URL to it"
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -18,7 +14,10 @@ from flows.cli import CLOSED, OPEN, REFUSED, print_json
 from flows.display import StageDisplay
 from flows.parameters import CurateText
 from flows.prefect_server import prefect_api
+from flows.signals import drained_by_signals
+from tasks import logs
 from tasks.observe import Observer, watched_by
+from tasks.pending import Retry
 from tasks.preflight import Refused
 from tasks.stage import Bounds
 from tasks.store import StoreError
@@ -35,14 +34,21 @@ PREFECT_ENVIRONMENT = {
     "PREFECT_CLI_COLORS": "false",
     "DO_NOT_TRACK": "1",
 }
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def start(parameters: CurateText, as_json: bool) -> int:
-    """Runs ``curate_text`` and returns the exit code."""
+def start(
+    parameters: CurateText,
+    as_json: bool,
+    retry: Retry | None = None,
+    show: Callable[[RunSummary, bool], int] | None = None,
+) -> int:
+    """Runs ``curate_text``, shows its summary and returns the exit code. ``retry``: it does again what a run left."""
     console = Console(stderr=True)
     for name, value in PREFECT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if "PREFECT_API_URL" in os.environ:  # a server that outlives the run, and where somebody may read its log
+        for kind in ("FLOW", "TASK"):
+            os.environ.setdefault(f"PREFECT_LOGGING_LOGGERS_PREFECT_{kind}_RUNS_LEVEL", "INFO")
     import httpx  # Prefect's client raises its errors
     from prefect.exceptions import PrefectException, TerminationSignal
 
@@ -54,9 +60,14 @@ def start(parameters: CurateText, as_json: bool) -> int:
     except Refused as error:
         return refuse(str(error))
     bounds = Bounds()
-    watcher = Observer(bounds=bounds)
+    watcher = Observer(bounds=bounds, retry=retry)
     try:
-        with drained_by_signals(bounds) as listen, prefect_api(), StageDisplay(console) as display:
+        with (
+            logs.on_stderr(),
+            drained_by_signals(bounds) as listen,
+            prefect_api(),
+            StageDisplay(console) as display,
+        ):
             watcher.on_progress, watcher.listen = display.show, listen
             with watched_by(watcher):
                 curate_text(parameters)
@@ -77,8 +88,7 @@ def start(parameters: CurateText, as_json: bool) -> int:
     if watcher.summary is None:
         say("the flow ended without a summary; run the same command again")
         return OPEN
-    finish(watcher.summary, as_json)
-    code = CLOSED if watcher.summary.status is Status.DONE else OPEN
+    code = (show or finish)(watcher.summary, as_json)
     if watcher.prefect_lost:
         # everything is written; Prefect would hold the process for seconds an event that nobody will ever take
         sys.stdout.flush()
@@ -102,14 +112,15 @@ def demo(folder: Path, as_json: bool) -> int:
         write_config(folder, source)
     except (ValueError, StoreError) as error:
         return refuse(str(error))
-    return start(CurateText(input=source, output=str(folder), **DEMO), as_json)
+    return start(CurateText(input=source, output=str(folder.absolute()), **DEMO), as_json)
 
 
-def finish(summary: RunSummary, as_json: bool) -> None:
+def finish(summary: RunSummary, as_json: bool) -> int:
     if as_json:
         print_json(summary)
     else:
         print_summary(summary, Console())
+    return CLOSED if summary.status is Status.DONE else OPEN
 
 
 def refuse(why: str) -> int:
@@ -118,37 +129,4 @@ def refuse(why: str) -> int:
 
 
 def say(what: str) -> None:
-    print(f"winnow: {what}", file=sys.stderr)
-
-
-@contextmanager
-def drained_by_signals(bounds: Bounds) -> Iterator[Callable[[], None]]:
-    """The first SIGINT or SIGTERM drains the run, the second ends it at once.
-
-    Yields what takes the signals back: Prefect sets its own handler as it enters a flow, Ray as it starts. Only the
-    main thread can hear signals; elsewhere this does nothing.
-    """
-    heard = False
-
-    def handle(number: int, frame: Any) -> None:
-        nonlocal heard
-        if heard:
-            raise KeyboardInterrupt
-        heard = True
-        # not print: the signal may have come in the middle of one
-        os.write(2, b"\nwinnow: draining; what is done is kept (once more to stop at once)\n")
-        bounds.stop(f"stopped by {signal.Signals(number).name}")
-
-    def listen() -> None:
-        if threading.current_thread() is threading.main_thread():
-            for one in SIGNALS:
-                signal.signal(one, handle)
-
-    before = {one: signal.getsignal(one) for one in SIGNALS}
-    listen()
-    try:
-        yield listen
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for one, old in before.items():
-                signal.signal(one, old)
+    logs.say(what)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.dataset import Dataset, Shard
-from tasks.records import InputShard
+from tasks.records import InputShard, Record
 from tasks.source import ID, PROBLEM, RAW, ShardError, SourceColumns, read_source
 from tasks.store import Store, StoreError
 
@@ -21,10 +21,19 @@ OK, QUARANTINED, SKIPPED = "ok", "quarantined", "skipped"
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One piece of work: the shards, one of each input dataset, that share a name."""
+    """One piece of work: the shards, one of each input dataset, that share a name.
+
+    ``again``: the finished shard whose quarantined rows alone are to be done. ``retry_of``: id of the run that is being
+    retried. ``attempts``: later attempts that stand under this name, whatever they were made of. ``instead``: the
+    finished shard that was made of what a retry superseded, and is superseded with it.
+    """
 
     name: str
     shards: tuple[Shard, ...]
+    again: Record | None = None
+    retry_of: str = ""
+    attempts: tuple[Record, ...] = ()
+    instead: Record | None = None
 
 
 @dataclass(frozen=True, slots=True)

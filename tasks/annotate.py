@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -10,31 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from operators.base import Annotator
 from tasks.aligned import OK, QUARANTINED, REASON, SKIPPED, STATUS, UPSTREAM, Input, Unit, read_unit
+from tasks.attempt import Attempt, standing_table
 from tasks.commit import Footer, adopt, commit_table
-from tasks.dataset import Folder, shard_key
+from tasks.dataset import Folder
 from tasks.executor import Beat
 from tasks.models import resolve
 from tasks.pulse import Pulse
+from tasks.quarantine import RECOVERED, commit_quarantine, counted, recovered
 from tasks.records import InputShard, Record, write_record
-from tasks.source import ID, PROBLEM, RAW
+from tasks.source import ID, PROBLEM
 from tasks.store import Store
 from tasks.summary import Accounts
-
-QUARANTINE = pa.schema(
-    [
-        ("shard", pa.string()),
-        ("ordinal", pa.int64()),
-        ("id", pa.string()),
-        ("reason", pa.string()),
-        ("row", pa.binary()),
-    ]
-)
 
 
 class OperatorDefect(TypeError):
@@ -65,13 +55,13 @@ class AnnotateWorker:
         with self._pulse.busy():
             table, seen = read_unit(self.inputs, unit, self.operator.reads)
             self._pulse.step()
-            key = shard_key(self.folder.fingerprint, unit.name, [one.content_id for one in seen])
-            path = self.folder.file(unit.name, key)
-            standing = adopt(self.output, path, key)
+            attempt = Attempt.at(unit, self.folder, seen)
+            standing = adopt(self.output, self.folder.file(unit.name, attempt.key), attempt.key)
             if standing is not None:
-                record = finished(self.output, self.folder, unit.name, standing, seen, began)
+                notes = recovered(unit.again, standing.footer.accounts)
+                record = finished(self.output, self.folder, unit.name, standing, seen, began, notes, attempt)
             else:
-                record = self._make(table, unit.name, key, path, seen, began)
+                record = self._make(table, unit, attempt, seen, began)
         self._pulse.step()
         return record
 
@@ -84,10 +74,18 @@ class AnnotateWorker:
     def close(self) -> None:
         """Nothing is held but memory."""
 
-    def _make(self, table: pa.Table, name: str, key: str, path: str, seen: list[InputShard], began: float) -> Record:
+    def _make(self, table: pa.Table, unit: Unit, attempt: Attempt, seen: list[InputShard], began: float) -> Record:
         status, reasons = verdicts(table, self.operator.reads)
         todo = [row for row, state in enumerate(status) if state == OK]
-        columns = self._run(table, todo, status, reasons)
+        before = None
+        if unit.again is not None:
+            before = standing_table(self.output, unit.again)
+            states, why = before.column(STATUS).to_pylist(), before.column(REASON).to_pylist()
+            todo = [row for row in todo if states[row] == QUARANTINED]
+            for row, state in enumerate(states):
+                if state != QUARANTINED:
+                    status[row], reasons[row] = state, why[row]
+        columns = self._run(table, todo, status, reasons, before)
         result = pa.table(
             {
                 ID: table.column(ID),
@@ -104,13 +102,26 @@ class AnnotateWorker:
             outputs=dict(sorted(outcomes.items())),
             reasons=counted(reasons, status, QUARANTINED),
         )
+        notes = recovered(unit.again, accounts)
+        if unit.again is not None and not notes[RECOVERED]:
+            return unit.again.model_copy(update={"notes": notes, "adopted": True})
+        name, key = unit.name, attempt.key
         quarantine = commit_quarantine(self.output, self.folder, table, name, key, status, reasons)
         footer = Footer.of(self.folder, name, key, accounts, quarantine)
-        committed = commit_table(self.output, path, result, footer)
-        return finished(self.output, self.folder, name, committed, seen, began)
+        committed = commit_table(self.output, self.folder.file(name, key), result, footer)
+        return finished(self.output, self.folder, name, committed, seen, began, notes, attempt)
 
-    def _run(self, table: pa.Table, todo: list[int], status: list[str], reasons: list[str | None]) -> pa.Table:
-        """The operator over the rows to do, in batches in row order; the others get nulls."""
+    def _run(
+        self,
+        table: pa.Table,
+        todo: list[int],
+        status: list[str],
+        reasons: list[str | None],
+        before: pa.Table | None,
+    ) -> pa.Table:
+        """The operator over the rows to do, in batches in row order; the others keep what they had ``before``, or get
+        nulls.
+        """
         assert self._pulse is not None
         given = table.select([ID, *(column for column in self.operator.reads if column != ID)])
         parts: list[pa.Table] = []
@@ -120,10 +131,14 @@ class AnnotateWorker:
             part = self._batch(given.take(pa.array(rows, pa.int64())), rows, status, reasons)
             parts.append(part)
             self._pulse.step(rows=len(rows))
-        if len(self._raised) == len(todo) > 1:
+        if len(self._raised) == len(todo) > 1 and before is None:
             raise self._raised[-1]  # where every row fails it is no row's fault
-        done = pa.concat_tables(parts) if parts else self.operator.adds.empty_table()
-        places = pa.nulls(table.num_rows, pa.int64()).to_pylist()
+        schema = self.operator.adds.remove_metadata()
+        done = pa.concat_tables(parts) if parts else schema.empty_table()
+        places: list[int | None] = [None] * table.num_rows
+        if before is not None:
+            places = [done.num_rows + row if state == OK else None for row, state in enumerate(status)]
+            done = pa.concat_tables([done.cast(schema), before.select(schema.names).cast(schema)])
         for place, row in enumerate(todo):
             places[row] = place if status[row] == OK else None
         return done.take(pa.array(places, pa.int64()))
@@ -192,43 +207,6 @@ def verdicts(table: pa.Table, reads: Sequence[str]) -> tuple[list[str], list[str
     return status, reasons
 
 
-def counted(reasons: Sequence[str | None], status: Sequence[str], only: str) -> dict[str, int]:
-    found = Counter(reason for reason, state in zip(reasons, status, strict=True) if state == only and reason)
-    return dict(sorted(found.items()))
-
-
-def commit_quarantine(
-    store: Store,
-    folder: Folder,
-    table: pa.Table,
-    name: str,
-    key: str,
-    status: Sequence[str],
-    reasons: Sequence[str | None],
-) -> str:
-    """The quarantined rows with their bytes, beside the stage; the empty string where there are none."""
-    rows = [row for row, state in enumerate(status) if state == QUARANTINED]
-    if not rows:
-        return ""
-    kept = table.drop_columns([UPSTREAM]).take(pa.array(rows, pa.int64())).to_pylist()
-    content = [row.pop(RAW) or orjson.dumps(row, default=str) for row in kept]
-    result = pa.table(
-        {
-            "shard": [name] * len(rows),
-            "ordinal": rows,
-            "id": [row[ID] for row in kept],
-            "reason": [reasons[row] for row in rows],
-            "row": content,
-        },
-        schema=QUARANTINE,
-    )
-    outcomes = {QUARANTINED: len(rows)}
-    accounts = Accounts(rows_in=len(rows), outcomes=outcomes, rows_out=len(rows), outputs=outcomes)
-    footer = Footer.of(folder, name, key, accounts)
-    which = hashlib.sha256(orjson.dumps([[row, reasons[row]] for row in rows])).hexdigest()
-    return commit_table(store, folder.quarantine(name, key, which), result, footer).path
-
-
 def finished(
     store: Store,
     folder: Folder,
@@ -237,8 +215,10 @@ def finished(
     seen: list[InputShard],
     began: float,
     notes: dict[str, int] | None = None,
+    attempt: Attempt | None = None,
 ) -> Record:
     """Writes the record that makes a committed shard finished."""
+    made = attempt or Attempt(committed.footer.key, committed.footer.key)
     record = Record(
         stage=folder.stage,
         fingerprint=folder.fingerprint,
@@ -252,6 +232,11 @@ def finished(
         inputs=seen,
         quarantine=committed.footer.quarantine,
         adopted=committed.adopted,
+        attempt=made.number,
+        base=made.base if made.number else "",
+        supersedes=made.supersedes,
+        replaces=made.replaces,
+        retry_of=made.retry_of,
         notes=notes or {},
         seconds=round(time.monotonic() - began, 3),
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +146,35 @@ def remove(store: Store, path: str) -> None:
         return
     except Exception as error:
         raise explain(store.url_of(path), error) from error
+
+
+def abort_upload(store: Store, path: str, upload: str) -> None:
+    """Gives up an upload to an S3 store that was never finished; its parts are gone then. It may be gone already."""
+    bucket, _, key = store.absolute(path).partition("/")
+    try:
+        store.fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload)
+    except FileNotFoundError:
+        return
+    except Exception as error:
+        if _s3_code(error) == "NoSuchUpload":
+            return
+        raise explain(store.url_of(path), error) from error
+
+
+def remove_empty_folders(store: Store, paths: Iterable[str]) -> None:
+    """Removes what is empty of these folders and then of those above them, up to the root. Object stores have none."""
+    if not store.local:
+        return
+    root = Path(store.absolute(""))
+    for path in paths:
+        folder = root / path
+        while folder != root and root in folder.parents:
+            try:
+                if folder.exists():  # where it is gone already, the one above may be empty too
+                    folder.rmdir()
+            except OSError:
+                break  # something is in it
+            folder = folder.parent
 
 
 def probe(store: Store, single_writer: bool) -> None:

@@ -31,7 +31,8 @@ class Shard:
     ``name``: relative path of the source file that it descends from (aligned shards share it). ``content``: SHA-256 of
     the bytes, empty while nobody has read them. ``head``: only the first rows belong to the dataset (``--limit``).
     ``view``: hash of the column mapping that the bytes are read with, empty without one.
-    ``key``: shard key of one of our own files, empty for a foreign one.
+    ``key``: shard key of one of our own files, empty for a foreign one. ``replaces``: content of the shard that this
+    one superseded in a retry, empty where it did not.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Shard:
     rows: int | None = None
     head: int | None = None
     view: str = ""
+    replaces: str = ""
 
     @property
     def reading(self) -> str:

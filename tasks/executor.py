@@ -9,117 +9,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
+from tasks.logs import event
 from tasks.source import ShardError
+from tasks.workers import Beat, Effort, Handle, Outcome, Policy, Pool, SetupFailed, Stop, Worker, WorkerDied
+
+__all__ = ["Beat", "Effort", "Outcome", "Policy", "Pool", "SetupFailed", "Worker", "WorkerDied", "run_units"]
 
 POLL_SECONDS = 0.25
 BEAT_SECONDS = 0.5
-_LOG = logging.getLogger("winnow")
-
-
-@dataclass(frozen=True, slots=True)
-class Beat:
-    """A sign of life. ``steps`` only ever grows while there is progress; the rest is for display and budgets."""
-
-    steps: int = 0
-    rows: int = 0
-    tokens: int = 0
-    busy_seconds: float = 0.0
-    setup_seconds: float = 0.0
-
-
-class Worker(Protocol):
-    """What a stage does to one unit. Pickled to where it runs, set up there once, then called unit by unit."""
-
-    concurrency: int
-
-    def setup(self) -> None: ...
-
-    def process(self, unit: Any) -> Any:
-        """The unit's record, or None where it was drained before the unit was finished."""
-
-    def beat(self) -> Beat: ...
-
-    def drain(self) -> None:
-        """Stop soon: keep what is done, give up what is not."""
-
-    def close(self) -> None: ...
-
-
-class Handle(Protocol):
-    """A worker that was started somewhere."""
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Starts a call and returns its future."""
-
-    def kill(self) -> None: ...
-
-
-class Pool(Protocol):
-    """Where workers run. ``wait`` returns the futures that are done; ``result`` gives a value or raises WorkerDied."""
-
-    name: str
-
-    def start(self, worker: Worker) -> Handle: ...
-
-    def wait(self, futures: Sequence[Any], seconds: float) -> list[Any]: ...
-
-    def result(self, future: Any) -> Any: ...
-
-    def capacity(self, cpus: float, gpus: float) -> int:
-        """How many workers of this size fit."""
-
-
-class WorkerDied(RuntimeError):
-    """The process behind a worker is gone."""
-
-
-class SetupFailed(RuntimeError):
-    """No worker is left and none can be set up: nothing can be done, and the run stops here."""
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """Limits of every wait. ``retries``: attempts after the first. Times in seconds."""
-
-    workers: int = 1
-    retries: int = 2
-    stall_seconds: float = 600.0
-    setup_seconds: float = 900.0
-    drain_seconds: float = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a unit ended: a value, an error after ``attempts``, or neither: given up because the run was stopped."""
-
-    unit: Any
-    value: Any = None
-    error: str = ""
-    attempts: int = 1
-
-
-@dataclass
-class Effort:
-    """What the workers spent, summed over all that ever ran."""
-
-    workers: int = 0
-    tokens: int = 0
-    rows: int = 0
-    busy_seconds: float = 0.0
-    ready_seconds: float = 0.0
-    setup_seconds: float = 0.0
-
-    @property
-    def busy_share(self) -> float:
-        return min(1.0, self.busy_seconds / self.ready_seconds) if self.ready_seconds > 0 else 0.0
-
-
-Stop = Callable[[Effort], bool]
 
 
 @dataclass(slots=True)
@@ -129,10 +31,12 @@ class _Trial:
     unit: Any
     attempt: int = 1
     alone: bool = False
+    since: float = 0.0
 
 
 @dataclass
 class _Running:
+    number: int
     handle: Handle
     setup: Any
     moved: float
@@ -166,6 +70,7 @@ class _Loop:
         self.running: list[_Running] = []
         self.gone = Effort()
         self.setup_failures = 0
+        self.started = 0
         self.draining_since: float | None = None
         self.outcomes: deque[Outcome] = deque()
 
@@ -185,8 +90,11 @@ class _Loop:
     def _steer(self) -> None:
         """Decides whether to drain, and how long that may take."""
         now = time.monotonic()
+        self._account()
         if self.draining_since is None and self.stop(self.effort):
             self.draining_since = now
+            self.effort.draining = True
+            event("draining", f"draining: {len(self.queue)} shards are left for later, those at hand are finished")
             self.outcomes.extend(Outcome(one.unit, attempts=one.attempt) for one in self.queue)
             self.queue.clear()
             for one in self.running:
@@ -201,7 +109,8 @@ class _Loop:
         may_start = self.draining_since is None and self.setup_failures <= self.policy.retries
         while may_start and len(self.running) < wanted:
             handle = self.pool.start(self.worker)
-            self.running.append(_Running(handle, handle.call("setup"), time.monotonic()))
+            self.started += 1
+            self.running.append(_Running(self.started, handle, handle.call("setup"), time.monotonic()))
             self.effort.workers = max(self.effort.workers, len(self.running))
         # one unit more to the worker that holds least, so that few units are spread and not heaped
         while self.queue:
@@ -211,8 +120,9 @@ class _Loop:
             if one is None or (self.queue[0].alone and one.trials):
                 return
             trial = self.queue.popleft()
+            trial.since = time.monotonic()
             if not one.trials:
-                one.moved = time.monotonic()
+                one.moved = trial.since
             future = one.handle.call("process", trial.unit)
             one.trials[id(future)] = (future, trial)
 
@@ -248,10 +158,12 @@ class _Loop:
             except WorkerDied as error:
                 died = _line(error)
                 continue
+            except SetupFailed:
+                raise  # no worker could do better: the stage ends here
             except ShardError as error:
-                self.outcomes.append(Outcome(trial.unit, error=_line(error), attempts=trial.attempt))
+                self._failed(trial, one, _line(error))
             except Exception as error:
-                self._again(trial, f"{type(error).__name__}: {_line(error)}")
+                self._again(trial, one, f"{type(error).__name__}: {_line(error)}")
             del one.trials[key]
         if died:
             self._lose(one, died)
@@ -284,9 +196,15 @@ class _Loop:
         beats = [one.beat for one in self.running]
         self.effort.tokens = gone.tokens + sum(beat.tokens for beat in beats)
         self.effort.rows = gone.rows + sum(beat.rows for beat in beats)
+        self.effort.steps = gone.steps + sum(beat.steps for beat in beats)
+        self.effort.spent = sum((Counter(beat.spent) for beat in beats), gone.spent)
         self.effort.busy_seconds = gone.busy_seconds + sum(beat.busy_seconds for beat in beats)
         self.effort.setup_seconds = max([gone.setup_seconds, *(beat.setup_seconds for beat in beats)])
         self.effort.ready_seconds = gone.ready_seconds + sum(now - one.ready for one in self.running if one.ready)
+        self.effort.alive = sum(bool(one.ready) for one in self.running)
+        self.effort.most = self.effort.alive * self.worker.concurrency
+        trials = [trial for one in self.running for _, trial in one.trials.values()]
+        self.effort.held = tuple((trial.unit, trial.since) for trial in trials)
 
     def _setup_failed(self, one: _Running, error: str, permanent: bool) -> None:
         self._forget(one)
@@ -295,12 +213,15 @@ class _Loop:
             return
         if not self.running:
             raise SetupFailed(f"a worker could not be set up: {error}")
-        _LOG.warning("a worker could not be set up: %s; going on with %d", error, len(self.running))
+        told = f"a worker could not be set up: {error}; going on with {len(self.running)}"
+        event("worker_not_set_up", told, logging.WARNING, worker=one.number, error=error)
 
     def _lose(self, one: _Running, why: str, retry: bool = True) -> None:
         trials = [trial for _, trial in one.trials.values()]
         one.trials.clear()
         self._forget(one)
+        self.effort.lost += 1
+        event("worker_lost", f"worker {one.number} is lost: {why}", logging.WARNING, worker=one.number, error=why)
         self.setup_failures = 0  # one that worked is gone: whether another comes up has to be seen anew
         for trial in trials:
             if not retry:
@@ -308,20 +229,31 @@ class _Loop:
             elif len(trials) > 1 and self.draining_since is None:
                 self.queue.append(_Trial(trial.unit, trial.attempt, alone=True))
             else:
-                self._again(trial, why)
+                self._again(trial, one, why)
 
-    def _again(self, trial: _Trial, error: str) -> None:
+    def _again(self, trial: _Trial, one: _Running, error: str) -> None:
         if self.draining_since is not None:
             self.outcomes.append(Outcome(trial.unit, attempts=trial.attempt))
         elif trial.attempt > self.policy.retries:
-            self.outcomes.append(Outcome(trial.unit, error=error, attempts=trial.attempt))
+            self._failed(trial, one, error)
         else:
+            self.effort.retries += 1
             self.queue.append(_Trial(trial.unit, trial.attempt + 1, trial.alone))
+            most = self.policy.retries + 1
+            told = f"{_name(trial.unit)} failed and is tried again (attempt {trial.attempt} of {most}): {error}"
+            _told("shard_retried", told, logging.WARNING, trial, one, error)
+
+    def _failed(self, trial: _Trial, one: _Running, error: str) -> None:
+        self.outcomes.append(Outcome(trial.unit, error=error, attempts=trial.attempt))
+        told = f"{_name(trial.unit)} failed (attempt {trial.attempt}) and is left out: {error}"
+        _told("shard_failed", told, logging.ERROR, trial, one, error)
 
     def _forget(self, one: _Running) -> None:
         self._account()
         self.gone.tokens += one.beat.tokens
         self.gone.rows += one.beat.rows
+        self.gone.steps += one.beat.steps
+        self.gone.spent = self.gone.spent + Counter(one.beat.spent)
         self.gone.busy_seconds += one.beat.busy_seconds
         self.gone.setup_seconds = max(self.gone.setup_seconds, one.beat.setup_seconds)
         self.gone.ready_seconds += time.monotonic() - one.ready if one.ready else 0.0
@@ -343,6 +275,14 @@ class _Loop:
         for one in list(self.running):
             self._forget(one)
         self._account()
+
+
+def _told(what: str, told: str, level: int, trial: _Trial, one: _Running, error: str) -> None:
+    event(what, told, level, shard=_name(trial.unit), worker=one.number, attempt=trial.attempt, error=error)
+
+
+def _name(unit: Any) -> str:
+    return str(getattr(unit, "name", unit))
 
 
 def _line(error: BaseException) -> str:

@@ -13,13 +13,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from operators.language.engine import Completion, Engine, FinishReason, Request, Sampling
-from tasks.executor import WorkerDied
+from operators.language.choose import EngineError
+from operators.language.engine import Completion, Engine, FinishReason, RemoteEngine, Request, Sampling
+from tasks.executor import SetupFailed, WorkerDied
 from tasks.ledger import Ledger
 
 BLOCK_REQUESTS = 256
 BLOCK_SECONDS = 60.0
 IDLE_SECONDS = 0.05
+CLOSE_SECONDS = 30.0
 
 
 @dataclass
@@ -52,7 +54,8 @@ class Generation:
     def complete(self, content: str, name: str, requests: Mapping[str, Request]) -> dict[str, Completion] | None:
         """Completions by key, all of them in the ledger; None where the worker was drained before they were done.
 
-        Raises WorkerDied where the engine is gone: another worker has to take the shard.
+        Raises WorkerDied where the engine is gone: another worker has to take the shard. Raises SetupFailed where it
+        says that no worker can do better (a wrong key): the stage ends.
         """
         if not requests:
             return {}
@@ -67,18 +70,32 @@ class Generation:
         with self._lock:
             self._jobs.remove(job)
         self._save([job])
+        if isinstance(self._error, EngineError):
+            raise SetupFailed(str(self._error)) from self._error
         if self._error is not None:
             raise WorkerDied(f"the language engine failed: {self._error}")
         return job.done if job.waiting == 0 else None
 
     def drain(self) -> None:
-        """No further request is given to the engine; what it holds is finished and kept."""
+        """No further request is given to the engine; what it holds is finished and kept.
+
+        A remote engine holds what it has sent: what still waits to be sent is given up.
+        """
         self._draining.set()
+        if isinstance(self.engine, RemoteEngine):
+            self.engine.drain()
+
+    def spent(self) -> Mapping[str, int]:
+        """What a remote engine sent and paid for so far; nothing of an engine that runs here."""
+        return self.engine.spent() if isinstance(self.engine, RemoteEngine) else {}
 
     def close(self) -> None:
-        self._draining.set()
-        self._thread.join(timeout=30.0)
+        self.drain()
+        self._thread.join(timeout=CLOSE_SECONDS)
         self.engine.close()
+        with self._lock:
+            jobs = list(self._jobs)
+        self._save(jobs)
 
     def _run(self) -> None:
         try:

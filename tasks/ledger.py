@@ -53,14 +53,20 @@ class Ledger:
         left = tuple(name for name in self.store.folders(self.root) if name not in current)
         return Ledger(self.store, self.fingerprint, left)
 
-    def lookup(self, content: str, keys: Collection[str]) -> dict[str, Completion]:
-        """The completions that are there for these keys; own blocks first, orphans only for what is still missing."""
+    def lookup(self, content: str, keys: Collection[str], name: str) -> dict[str, Completion]:
+        """The completions that are there for these keys; own blocks first, orphans only for what is still missing.
+
+        What an orphan had is written to a block of the shard's own, so that nothing needs the orphan any more.
+        """
         own = [entry.path for entry in self.store.entries(f"{self.root}/{content[:KEY_LENGTH]}")]
         found = self._read(own, set(keys)) if keys else {}
         missing = set(keys) - found.keys()
         if missing and self.orphans:
             index = self._orphan_index()
-            found.update(self._read(sorted({index[key] for key in missing if key in index}), missing))
+            left = self._read(sorted({index[key] for key in missing if key in index}), missing)
+            if left:
+                self.append(content, name, left)
+            found.update(left)
         return found
 
     def _orphan_index(self) -> dict[str, str]:

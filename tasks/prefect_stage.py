@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
 from functools import partial
 from queue import Queue
@@ -24,13 +26,60 @@ from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
+from tasks.artifacts import accounts_rows, markdown_of, report_link, run_line, stage_line
+from tasks.logs import LOG, as_json, on_stderr
 from tasks.observe import Observer, observer
-from tasks.stage import Execution, Progress, Stage, StageResult, run_stage
+from tasks.progress import Progress
+from tasks.stage import Execution, Stage, StageResult, run_stage
 from tasks.store import Store
-from tasks.summary import RunSummary, StageSummary, Status
+from tasks.summary import RunSummary
 
 UPDATE_SECONDS = 2.0
+MOST_EVENTS = 20
+"""Of one kind in one stage that a Prefect run's log takes."""
 PATIENCE_SECONDS = 10.0
+
+
+class _RunLog(logging.Handler):
+    """Writes winnow's events into the log of the Prefect run that they happen in, of each kind and stage a few.
+
+    What is left out there stands in the log of the process and in the summary.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._seen: Counter[tuple[str, str]] = Counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        what, stage = getattr(record, "event", record.msg), getattr(record, "stage", "")
+        if what == "progress":
+            return  # there is an artifact for it
+        try:
+            logger = get_run_logger()
+        except MissingContextError:
+            return
+        self._seen[what, stage] += 1
+        if self._seen[what, stage] <= MOST_EVENTS:
+            said = record.getMessage()
+            logger.log(record.levelno, said if not stage or said.startswith(f"{stage}:") else f"{stage}: {said}")
+        elif self._seen[what, stage] == MOST_EVENTS + 1:
+            logger.warning("%s: further events %r are left out here", stage or "run", what)
+
+
+@contextmanager
+def run_log() -> Iterator[None]:
+    """Events of the run inside reach the log of its Prefect run too; as JSON on standard error where that is asked."""
+    handler = _RunLog()
+    before = LOG.level, LOG.propagate
+    with on_stderr() if as_json() else nullcontext():
+        LOG.addHandler(handler)
+        LOG.setLevel(min(LOG.level or logging.INFO, logging.INFO))
+        LOG.propagate = False  # the run's log is shown on the console, and once is enough
+        try:
+            yield
+        finally:
+            LOG.removeHandler(handler)
+            LOG.level, LOG.propagate = before
 
 
 class _Notes:
@@ -95,7 +144,7 @@ def stage_task(stage: Stage, output: Store, execution: Execution) -> StageResult
 
     The stage travels in a closure: as a parameter Prefect would walk through every one of its shards.
     """
-    watching = observer()
+    watching, name = observer(), stage.folder.stage
     results: list[StageResult] = []
     errors: list[Exception] = []
 
@@ -109,7 +158,7 @@ def stage_task(stage: Stage, output: Store, execution: Execution) -> StageResult
         return results[0]
 
     try:
-        return task(name=stage.folder.stage, cache_policy=NO_CACHE, persist_result=False)(body)()
+        return task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)(body)()
     except Exception as error:
         if errors:
             raise
@@ -126,84 +175,39 @@ def _told(stage: Stage, output: Store, execution: Execution, watching: Observer)
 
     def on_progress(progress: Progress) -> None:
         nonlocal shown
-        watching.on_progress(progress)
+        watching.hears(progress)
         if time.monotonic() - shown >= UPDATE_SECONDS or progress.done == progress.total:
             shown = time.monotonic()
             notes.progress(stage.folder.stage, 100.0 * progress.done / progress.total if progress.total else 100.0)
 
     try:
-        result = run_stage(stage, output, execution, watching.bounds, on_progress)
-        _log(result.summary)
+        result = run_stage(stage, output, execution, watching.bounds, on_progress, watching.retry)
         notes.leave(
             create_table_artifact,
             key=_key(stage.folder.stage, "accounts"),
             table=accounts_rows(result.summary),
-            description=f"{stage.folder.stage} {stage.folder.fingerprint}",
+            description=f"{stage_line(result.summary)}; folder {result.summary.folder}",
         )
     finally:
         notes.close()
     return result
 
 
-def run_artifacts(summary: RunSummary, markdown: str) -> None:
+def run_artifacts(summary: RunSummary) -> None:
     """The run as markdown, all accounts as one table, and a link to the report: as far as Prefect takes them."""
     notes = _Notes(observer())
     rows = [row for stage in summary.stages for row in accounts_rows(stage)]
     key = _key(summary.flow, "accounts")
-    notes.leave(create_table_artifact, key=key, table=rows, description="Accounts of every stage")
+    notes.leave(create_table_artifact, key=key, table=rows, description="Where every row went, by stage")
     key = _key(summary.flow, "summary")
-    notes.leave(create_markdown_artifact, key=key, markdown=markdown, description=summary.status.value)
+    notes.leave(create_markdown_artifact, key=key, markdown=markdown_of(summary), description=run_line(summary))
     if summary.report:
-        link = summary.report if "://" in summary.report else f"file://{summary.report}"
-        notes.leave(create_link_artifact, key=_key(summary.flow, "report"), link=link, link_text="Report of this run")
-    notes.close()
-
-
-def accounts_rows(stage: StageSummary) -> list[dict[str, Any]]:
-    """One row an outcome, then one a status of rows out, then failed shards."""
-    accounts = stage.accounts
-    rows: list[dict[str, Any]] = [
-        {"stage": stage.name, "side": "in", "what": what, "rows": count} for what, count in accounts.outcomes.items()
-    ]
-    rows += [
-        {"stage": stage.name, "side": "out", "what": what, "rows": count} for what, count in accounts.outputs.items()
-    ]
-    rows += [
-        {"stage": stage.name, "side": "failed shard", "what": one.error, "rows": one.shard} for one in stage.failures
-    ]
-    return rows
-
-
-def markdown_of(summary: RunSummary) -> str:
-    """A short summary for Prefect's artifact page."""
-    lines = [
-        f"# {summary.flow}: {summary.status.value}",
-        "",
-        f"`{summary.input}` to `{summary.output}` in {summary.seconds:.0f} s",
-        "",
-        "| stage | rows in | rows out | quarantined | shards made | shards found | failed |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for stage in summary.stages:
-        accounts = stage.accounts
-        lines.append(
-            f"| {stage.name} | {accounts.rows_in:,} | {accounts.rows_out:,} | {accounts.quarantined:,} | "
-            f"{stage.shards_made:,} | {stage.shards_before:,} | {len(stage.failures):,} |"
+        key = _key(summary.flow, "report")
+        about = f"Charts, samples and accounts of run {summary.run_id}; it lies at {summary.report}"
+        notes.leave(
+            create_link_artifact, key=key, link=report_link(summary), link_text="Open the report", description=about
         )
-    lines += ["", *(f"- {message}" for message in summary.messages)]
-    return "\n".join(lines)
-
-
-def _log(stage: StageSummary) -> None:
-    text = (
-        f"{stage.name} {stage.fingerprint}: {stage.status.value}, {stage.shards_made} shards made, "
-        f"{stage.shards_before} found, {len(stage.failures)} failed, {stage.accounts.rows_in} rows in"
-    )
-    try:
-        logger: Any = get_run_logger()
-    except MissingContextError:
-        logger = logging.getLogger("winnow")
-    logger.log(logging.INFO if stage.status is Status.DONE else logging.WARNING, text)
+    notes.close()
 
 
 def _key(name: str, what: str) -> str:

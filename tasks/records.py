@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -46,11 +47,28 @@ class Record(BaseModel):
     inputs: list[InputShard]
     quarantine: str = Field("", description="Path of the quarantined rows, empty where there are none.")
     adopted: bool = Field(False, description="The data was there before its record: a run was cut off in between.")
+    attempt: int = Field(0, description="0, or how often its quarantined rows have been retried.")
+    base: str = Field("", description="Shard key of attempt 0, which the inputs decide; empty where this is it.")
+    supersedes: str = Field("", description="Shard key of the shard in whose place this one stands since a retry.")
+    replaces: str = Field("", description="SHA-256 of that shard, by which those know it that were made of it.")
+    retry_of: str = Field("", description="The run in whose retry it was made.")
     notes: dict[str, int] = Field(default_factory=dict, description="Of this run alone: completions generated, ...")
     seconds: float = 0.0
 
+    @property
+    def base_key(self) -> str:
+        return self.base or self.key
+
     def shard(self) -> Shard:
-        return Shard(name=self.name, path=self.path, size=self.bytes, content=self.sha256, key=self.key, rows=self.rows)
+        return Shard(
+            name=self.name,
+            path=self.path,
+            size=self.bytes,
+            content=self.sha256,
+            key=self.key,
+            rows=self.rows,
+            replaces=self.replaces,
+        )
 
 
 class Manifest(BaseModel):
@@ -68,18 +86,28 @@ def write_record(store: Store, folder: Folder, record: Record) -> None:
     create(store, folder.record(record.key, tokens), orjson.dumps(record.model_dump(), option=orjson.OPT_INDENT_2))
 
 
-def read_records(store: Store, folder: Folder) -> list[Record]:
-    """Every record of the stage: compacted in manifests, or loose since the last compaction."""
+def read_records(store: Store, folder: Folder, left_out: Container[str] = ()) -> list[Record]:
+    """Every record of the stage: compacted in manifests, or loose since the last compaction.
+
+    ``left_out``: paths of manifests and records that are not read.
+    """
     found: dict[tuple[str, ...], Record] = {}
     for entry in store.entries(folder.manifests):
-        for record in _parse(Manifest, store, entry.path).records:
-            found[_seen(record)] = record
-    loose = [entry.path for entry in store.entries(folder.records)]
+        if entry.path not in left_out:
+            for record in _parse(Manifest, store, entry.path).records:
+                found[seen(record)] = record
+    loose = [entry.path for entry in store.entries(folder.records) if entry.path not in left_out]
     with ThreadPoolExecutor(READERS) as pool:
         for maybe in pool.map(lambda path: _parse_if_there(store, path), loose):
             if maybe is not None:
-                found[_seen(maybe)] = maybe
+                found[seen(maybe)] = maybe
     return list(found.values())
+
+
+def read_manifest(store: Store, folder: Folder, version: str) -> Manifest | None:
+    """The records of a finished stage over one dataset version; None where they were removed."""
+    path = f"{folder.manifests}/{version}.json"
+    return None if store.entry(path) is None else _parse(Manifest, store, path)
 
 
 def compact(store: Store, folder: Folder, records: list[Record]) -> str:
@@ -89,8 +117,8 @@ def compact(store: Store, folder: Folder, records: list[Record]) -> str:
     ordered = sorted(records, key=lambda record: record.name)
     manifest = Manifest(stage=folder.stage, fingerprint=folder.fingerprint, dataset_version=version, records=ordered)
     if not create(store, path, orjson.dumps(manifest.model_dump())):
-        known = {_seen(record) for record in _parse(Manifest, store, path).records}
-        records = [record for record in records if _seen(record) in known]
+        known = {seen(record) for record in _parse(Manifest, store, path).records}
+        records = [record for record in records if seen(record) in known]
     held = {folder.record(record.key, [one.token for one in record.inputs]) for record in records}
     for entry in store.entries(folder.records):
         if entry.path in held:
@@ -98,7 +126,8 @@ def compact(store: Store, folder: Folder, records: list[Record]) -> str:
     return version
 
 
-def _seen(record: Record) -> tuple[str, ...]:
+def seen(record: Record) -> tuple[str, ...]:
+    """What tells records apart: the shard, and the version tokens of its inputs when they were read."""
     return (record.key, *(one.token for one in record.inputs))
 
 

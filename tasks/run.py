@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from tasks import samples
+from tasks import logs, presence, samples
 from tasks.dataset import Dataset
+from tasks.metrics import Exposition
 from tasks.observe import observer
 from tasks.runs import machine, new_run_id, save_run, versions
 from tasks.stage import Execution, Executor, StageResult
@@ -46,6 +48,7 @@ class Run:
         self.ended_well = False
         self.summary = RunSummary(
             run_id=new_run_id(),
+            retry_of=self._watching.retry.run_id if self._watching.retry else "",
             flow=flow,
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             input=input_url,
@@ -54,6 +57,12 @@ class Run:
             versions=versions(),
             machine=machine(),
         )
+        presence.come(output, self.summary.run_id)
+        logs.run_is(self.summary.run_id)
+        told = f"run {self.summary.run_id} of {flow} began: {input_url} to {output.url}"
+        logs.event("run_began", told, flow=flow, input=input_url, output=output.url)
+        self._exposed = Exposition(self.summary)
+        self._watching.also.append(self._exposed.show)
 
     @property
     def stopped(self) -> bool:
@@ -101,7 +110,7 @@ class Run:
         self.summary.messages.append(message)
         self._open = self._open or leaves_open
 
-    def note(self, stage: str, notes: dict[str, str]) -> None:
+    def note(self, stage: str, notes: Mapping[str, str | int]) -> None:
         """Adds to what the report says of a stage."""
         self._results[stage].summary.notes.update(notes)
 
@@ -137,9 +146,12 @@ class Run:
         """Leaves a record of a run that an error ended, so that nobody takes the run before it for this one."""
         summary = self.summary
         summary.seconds = round(time.monotonic() - self._began, 2)
-        summary.status = Status.FAILED
+        summary.status, summary.crashed = Status.FAILED, True
         summary.messages.append(f"ended by {type(error).__name__}: {' '.join(str(error).split())}"[:500])
-        self.summary = save_run(self._output, summary)
+        try:
+            self.summary = save_run(self._output, summary)
+        finally:
+            self._ended()
 
     def finish(self, max_quarantine: float) -> RunSummary:
         """Decides the status, writes report and summary, and returns the latter."""
@@ -150,6 +162,8 @@ class Run:
         for stage in summary.stages:
             problem = trouble(stage, max_quarantine)
             failed = failed or bool(problem)
+            for line in problem:
+                logs.event("stage_in_trouble", line, logging.ERROR, stage=stage.name)
             summary.messages += problem
         if self.stopped:
             reason = self._bounds.reason or "stopped"
@@ -157,7 +171,27 @@ class Run:
         summary.status = Status.FAILED if failed else Status.BOUNDED if self.stopped else Status.DONE
         self.ended_well = summary.status is Status.DONE
         self.summary = self._watching.summary = save_run(self._output, summary)
+        self._ended()
         return self.summary
+
+    def _ended(self) -> None:
+        summary = self.summary
+        presence.leave(self._output, summary.run_id)
+        self._exposed.end(summary)
+        level = logging.INFO if summary.status is Status.DONE else logging.ERROR
+        why, more = summary.messages[:1], len(summary.messages) - 1
+        told = ": ".join([f"run {summary.run_id} ended {summary.status.value}", *why])
+        told += f" (and {more} more)" if more > 0 else ""
+        parts: dict[str, Any] = {
+            "status": summary.status.value,
+            "seconds": summary.seconds,
+            "report": summary.report,
+            "messages": summary.messages,
+        }
+        logs.event("run_ended", told, level, **parts)
+        logs.run_is(None)
+        if self._exposed.show in self._watching.also:
+            self._watching.also.remove(self._exposed.show)
 
 
 def trouble(stage: StageSummary, max_quarantine: float) -> list[str]:

@@ -35,9 +35,10 @@ PACKAGES = (
 
 
 def new_run_id(now: datetime | None = None) -> str:
-    """Sorts by time; two runs in one second differ in their last part."""
+    """Sorts by time, to the 16th part of a millisecond; the last two digits are drawn."""
     now = now or datetime.now(UTC)
-    return f"{now:%Y%m%dT%H%M%S}-{os.urandom(3).hex()}"
+    part = now.microsecond * 65536 // 1_000_000
+    return f"{now:%Y%m%dT%H%M%S}-{part:04x}{os.urandom(1).hex()}"
 
 
 def save_run(store: Store, summary: RunSummary) -> RunSummary:
@@ -56,6 +57,16 @@ def save_run(store: Store, summary: RunSummary) -> RunSummary:
 def runs(store: Store) -> list[RunSummary]:
     """Every run that ended, oldest first."""
     return [_load(store, entry.path) for entry in store.entries(RUNS)]
+
+
+def run_ids(store: Store) -> list[str]:
+    """Of every run that ended, oldest first. Reads none of them."""
+    return [entry.path.rsplit("/", 1)[-1].removesuffix(".json") for entry in store.entries(RUNS)]
+
+
+def load_run(store: Store, run_id: str) -> RunSummary:
+    """The run of this id. Raises StoreError where it cannot be read."""
+    return _load(store, f"{RUNS}/{run_id}.json")
 
 
 def last_run(store: Store) -> RunSummary | None:

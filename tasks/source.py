@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict
 from operators.base import fingerprint
 from tasks.dataset import Dataset, Shard
 from tasks.lines import BROKEN, lines
+from tasks.selection import glob_pattern
 from tasks.store import Entry, Store, StoreError
 
 ID, TEXT, URL, DATE, PROBLEM, RAW = "id", "text", "url", "date", "problem", "raw"
@@ -89,7 +90,7 @@ def open_source(url: str, columns: SourceColumns) -> Dataset:
     else:
         entries = store.entries()
     if pattern is not None:
-        matches = re.compile(_glob(pattern))
+        matches = glob_pattern(pattern)
         entries = [entry for entry in entries if matches.fullmatch(entry.path)]
     shards = tuple(
         Shard(name=entry.path, path=entry.path, token=entry.token, size=entry.size, view=columns.view)
@@ -108,9 +109,12 @@ def _one_file(store: Store) -> tuple[Store, list[Entry]] | None:
     return None if entry is None else (Store(folder), [entry])
 
 
-def limited(dataset: Dataset, rows: int) -> Dataset:
-    """The first ``rows`` rows in shard order; the last shard is cut."""
-    mark = fingerprint(dataset.mark, "limit", rows)
+def limited(dataset: Dataset, rows: int, selected: str = "") -> Dataset:
+    """The first ``rows`` rows in shard order; the last shard is cut.
+
+    ``selected``: mark of the selection that chose the shards, as another choice is cut elsewhere.
+    """
+    mark = fingerprint(dataset.mark, "limit", rows, *([selected] if selected else []))
     kept: list[Shard] = []
     for shard in dataset.shards:
         if rows <= 0:
@@ -329,16 +333,6 @@ def _split(url: str) -> tuple[str, str | None]:
         if any(mark in part for mark in "*?["):
             return "/".join(parts[:place]) or ("/" if url.startswith("/") else "."), "/".join(parts[place:])
     return url, None
-
-
-def _glob(pattern: str) -> str:
-    """Regular expression of a glob: ``**`` crosses folders, ``*`` and ``?`` do not."""
-    out = ""
-    for token in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern):
-        out += {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(token) or (
-            token.replace("[!", "[^", 1) if token.startswith("[") and token.endswith("]") else re.escape(token)
-        )
-    return out
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,17 +7,24 @@ and :mod:`tasks.commit`.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from operators.base import Resources
-from tasks.aligned import Unit, units
-from tasks.dataset import Dataset, Folder, Shard
+from tasks.aligned import units
+from tasks.attempt import retire
+from tasks.dataset import Dataset, Folder
 from tasks.executor import Effort, Policy, Pool, Worker, run_units
 from tasks.local_executor import LocalPool
+from tasks.logs import about, event
+from tasks.pending import Retry, finished_shards, to_do
+from tasks.progress import Meter, Progress
+from tasks.quarantine import RECOVERED
 from tasks.records import Record, compact, read_records
 from tasks.store import Store
 from tasks.summary import Accounts, Failure, Shape, StageSummary, Status
@@ -86,26 +93,12 @@ class Bounds:
             self._tokens_left = max(0, self._tokens_left - tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a stage stands. ``rows`` and ``tokens`` are this run's; finished shards count those found finished."""
-
-    stage: str
-    done: int
-    total: int
-    rows: int
-    tokens: int
-    seconds: float
-
-    @property
-    def eta_seconds(self) -> float | None:
-        """Remaining time at the rate so far; None before the first shard."""
-        return self.seconds / self.done * (self.total - self.done) if self.done else None
-
-
 @dataclass(frozen=True)
 class Stage:
-    """One operator over one or more aligned datasets, ready to run."""
+    """One operator over one or more aligned datasets, ready to run. ``identity``: what its fingerprint stands for.
+
+    ``workers``: how many where nobody asks for a number; 0: as many as fit.
+    """
 
     folder: Folder
     shape: Shape
@@ -114,6 +107,8 @@ class Stage:
     inputs: tuple[Dataset, ...]
     worker: Worker
     resources: Resources = field(default_factory=Resources)
+    identity: dict[str, Any] = field(default_factory=dict)
+    workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,16 +130,35 @@ def run_stage(
     execution: Execution,
     bounds: Bounds | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    retry: Retry | None = None,
 ) -> StageResult:
     """Brings the stage up to date and compacts its records. Failed shards are in the summary, never hidden.
 
+    ``retry``: the rows that were quarantined are done as well, those of a shard in an attempt that supersedes it.
+
     Raises SetupFailed where no worker can be set up, StoreError where the store refuses.
     """
+    with about(stage=stage.folder.stage):
+        return _run_stage(stage, output, execution, bounds or Bounds(), on_progress, retry)
+
+
+def _run_stage(
+    stage: Stage,
+    output: Store,
+    execution: Execution,
+    bounds: Bounds,
+    on_progress: Callable[[Progress], None],
+    retry: Retry | None,
+) -> StageResult:
     began = time.monotonic()
-    bounds = bounds or Bounds()
+    if retry is not None:
+        retry.check(stage.folder, stage.shape)
     work = units(stage.inputs)
-    found = _finished(stage, output, work)
-    todo = [unit for unit in work if unit.name not in found]
+    standing = {entry.path: entry.size for entry in output.entries(stage.folder.data)}
+    known = read_records(output, stage.folder)
+    found = finished_shards(known, standing, work)
+    todo, again = to_do(work, found, known, standing, retry)
+    stood = {name: found.pop(name) for name in again}
     before = len(found)
     effort = Effort()
     whole = {unit.name for unit in work}
@@ -156,10 +170,13 @@ def run_stage(
     made: list[Record] = []
     waiting = 0
 
-    def report() -> None:
-        seconds = time.monotonic() - began
-        on_progress(Progress(stage.folder.stage, len(found), len(work), effort.rows, effort.tokens, seconds))
+    meter = Meter(stage.folder.stage, todo, len(stage.inputs[0].shards), before, len(failures))
 
+    def report(status: Status | None = None) -> None:
+        on_progress(meter.progress(effort, status))
+
+    told = f"{stage.folder.stage}: {len(todo)} shards to do, {before} found finished"
+    event("stage_began", told, shards=len(stage.inputs[0].shards), found=before, todo=len(todo))
     report()
     if todo:
         pool = execution.pool(stage.resources)
@@ -177,14 +194,18 @@ def run_stage(
             if outcome.value is not None:
                 found[outcome.unit.name] = outcome.value
                 made.append(outcome.value)
+                meter.finished(outcome.unit.name, outcome.value)
             elif outcome.error:
                 failures.append(Failure(shard=outcome.unit.name, error=outcome.error, attempts=outcome.attempts))
+                if outcome.unit.name in stood:  # what stood before the retry still does
+                    found[outcome.unit.name] = stood[outcome.unit.name]
+                meter.failed(outcome.unit.name)
             else:
                 waiting += 1
-    report()
     bounds.spend(effort.tokens)
     records = [found[unit.name] for unit in work if unit.name in found]
     version = compact(output, stage.folder, records) if records and not waiting and not failures else ""
+    retire(output, stage.folder, [*known, *made], {**standing, **{record.path: record.bytes for record in made}})
     accounts = Accounts.total(record.accounts for record in records)
     summary = StageSummary(
         name=stage.folder.stage,
@@ -204,37 +225,42 @@ def run_stage(
         setup_seconds=round(effort.setup_seconds, 3),
         busy_share=round(effort.busy_share, 4),
         workers=effort.workers,
-        notes=_notes(made, waiting),
+        notes={**_notes(made, waiting), **effort.spent},
+        identity=stage.identity,
     )
+    report(summary.status)
+    _ended(summary, meter.progress(effort, summary.status))
     shards = tuple(record.shard() for record in records)
     dataset = Dataset(output, shards, mark=stage.folder.fingerprint)
     return StageResult(dataset, summary, {record.name: record for record in records})
 
 
-def _finished(stage: Stage, output: Store, work: Sequence[Unit]) -> dict[str, Record]:
-    """Records whose inputs are what lies there now and whose data file still stands with its size."""
-    standing = {entry.path: entry.size for entry in output.entries(stage.folder.data)}
-    by_name: dict[str, list[Record]] = {}
-    for record in read_records(output, stage.folder):
-        if standing.get(record.path) == record.bytes:
-            by_name.setdefault(record.name, []).append(record)
-    found: dict[str, Record] = {}
-    for unit in work:
-        for record in by_name.get(unit.name, []):
-            if _same_inputs(record, unit.shards):
-                found[unit.name] = record
-    return found
-
-
-def _same_inputs(record: Record, shards: Sequence[Shard]) -> bool:
-    """A known content decides, else the version token does; both together with how the bytes are read."""
-    if len(record.inputs) != len(shards):
-        return False
-    for seen, shard in zip(record.inputs, shards, strict=True):
-        same = seen.content_id == shard.content_id if shard.content else seen.token == shard.token
-        if not same or seen.content_id.partition(":")[1:] != shard.reading.partition(":")[1:]:
-            return False
-    return True
+def _ended(summary: StageSummary, progress: Progress) -> None:
+    """The stage's last event: its accounts as the report has them, and what this run spent."""
+    accounts = summary.accounts
+    told = (
+        f"{summary.name}: {summary.status.value}, {summary.shards_made} shards made, {summary.shards_before} found, "
+        f"{len(summary.failures)} failed; {accounts.rows_in} rows in, {accounts.quarantined} quarantined"
+    )
+    event(
+        "stage_ended",
+        told,
+        logging.INFO if summary.status is Status.DONE else logging.WARNING,
+        status=summary.status.value,
+        fingerprint=summary.fingerprint,
+        shards_made=summary.shards_made,
+        shards_found=summary.shards_before,
+        shards_failed=len(summary.failures),
+        accounts=accounts.model_dump(exclude={"reasons"}),
+        closed=accounts.closed(),
+        tokens=progress.tokens,
+        ledger_hits=progress.ledger_hits if "requests" in progress.notes else None,
+        spent=dict(progress.spent) or None,
+        retries=progress.retries,
+        workers_lost=progress.lost,
+        busy_share=summary.busy_share,
+        seconds=summary.seconds,
+    )
 
 
 def _policy(execution: Execution, pool: Pool, stage: Stage, todo: int) -> Policy:
@@ -244,7 +270,8 @@ def _policy(execution: Execution, pool: Pool, stage: Stage, todo: int) -> Policy
             f"{stage.folder.stage}: a worker wants {stage.resources.cpus:g} CPUs and {stage.resources.gpus:g} GPUs, "
             "and no machine here has them; lower its resources or join a larger cluster"
         )
-    wanted = min(execution.workers or fits, fits if pool.name == "ray" else execution.workers or 1, todo)
+    most = fits if pool.name == "ray" else execution.workers or 1
+    wanted = min(execution.workers or stage.workers or fits, most, todo)
     policy = execution.policy
     return Policy(
         workers=max(1, wanted),
@@ -260,7 +287,7 @@ def _notes(made: Sequence[Record], waiting: int) -> dict[str, int]:
     for record in made:
         for key, value in record.notes.items():
             notes[key] = notes.get(key, 0) + value
-    adopted = sum(record.adopted for record in made)
+    adopted = sum(record.adopted and record.notes.get(RECOVERED) != 0 for record in made)
     if adopted:
         notes["shards adopted"] = adopted
     if waiting:

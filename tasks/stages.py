@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from operators.base import Annotator, Operator, Resources, Rewriter, fingerprint
-from operators.language.choose import identity, resolve_kind
+from operators.language.choose import OPENAI, identity, resolve_kind
 from operators.language.engine import EngineSettings, Sampling
 from operators.safety.tags import HarmTags
 from tasks.aligned import Input
@@ -30,12 +30,13 @@ def operator_identity(operator: Operator) -> dict[str, object]:
 
 def annotate(name: str, operator: Annotator, inputs: Sequence[Dataset], output: Store) -> Stage:
     """The stage ``<name>/<fingerprint>/`` that annotates the first dataset; further ones give it aligned columns."""
-    mark = fingerprint(FORMAT_VERSION, Shape.ANNOTATE, operator_identity(operator), [one.mark for one in inputs])
+    stands_for, marks = operator_identity(operator), [one.mark for one in inputs]
+    mark = fingerprint(FORMAT_VERSION, Shape.ANNOTATE, stands_for, marks)
     folder = Folder(name, mark)
     worker = AnnotateWorker(operator, tuple(Input.of(one) for one in inputs), output, folder)
-    return Stage(
-        folder, Shape.ANNOTATE, type(operator).__name__, operator.version, tuple(inputs), worker, operator.resources
-    )
+    told = {**stands_for, "references": operator.models(), "inputs": marks}
+    kind, version = type(operator).__name__, operator.version
+    return Stage(folder, Shape.ANNOTATE, kind, version, tuple(inputs), worker, operator.resources, told)
 
 
 def rewrite(
@@ -54,7 +55,8 @@ def rewrite(
     # the context's end cuts a completion short, so its length is part of what was asked for
     asked = {**sampling.model_dump(mode="json"), "max_model_len": engine.max_model_len}
     ledger_mark = fingerprint(FORMAT_VERSION, "ledger", runs, asked)
-    made = [operator_identity(rewriter), ledger_mark, asdict(choice), [one.mark for one in inputs]]
+    stands_for, marks = operator_identity(rewriter), [one.mark for one in inputs]
+    made = [stands_for, ledger_mark, asdict(choice), marks]
     mark = fingerprint(FORMAT_VERSION, Shape.REWRITE, made)
     folder = Folder(name, mark)
     contents = [shard.content for shard in inputs[0].shards]
@@ -69,9 +71,22 @@ def rewrite(
         ledger=Ledger(output, ledger_mark).with_orphans(contents),
     )
     # on CPUs one engine takes a whole machine: two that share its cores load the model twice and are no faster
-    cores = engine.threads or (1 if engine.gpus > 0 else len(os.sched_getaffinity(0)))
+    remote = engine.kind == OPENAI
+    cores = engine.threads or (1 if engine.gpus > 0 or remote else len(os.sched_getaffinity(0)))
     resources = Resources(cpus=float(cores), gpus=engine.gpus)
-    return Stage(folder, Shape.REWRITE, type(rewriter).__name__, rewriter.version, tuple(inputs), worker, resources)
+    told = {
+        **stands_for,
+        "references": {**rewriter.models(), "engine": engine.model},
+        "engine": runs,
+        "sampling": asked,
+        "choice": asdict(choice),
+        "ledger": ledger_mark,
+        "inputs": marks,
+    }
+    kind, version = type(rewriter).__name__, rewriter.version
+    # a remote engine's concurrency and rates are those of one worker, which waits most of its time
+    workers = 1 if remote else 0
+    return Stage(folder, Shape.REWRITE, kind, version, tuple(inputs), worker, resources, told, workers)
 
 
 BUILD_VERSION = "1"
@@ -82,7 +97,7 @@ def resolving(corpus: str, origin: Origin, inputs: Sequence[Dataset], seed: int,
     config = {"origin": origin.name, "routes": origin.routes, "seed": seed}
     folder = Folder(f"{corpus}-resolve-{origin.name}", fingerprint(FORMAT_VERSION, BUILD_VERSION, config), hidden=True)
     worker = ResolveWorker(output, folder, inputs=tuple(Input.of(one) for one in inputs), origin=origin, seed=seed)
-    return Stage(folder, Shape.BUILD, "Resolve", BUILD_VERSION, tuple(inputs), worker)
+    return Stage(folder, Shape.BUILD, "Resolve", BUILD_VERSION, tuple(inputs), worker, identity=config)
 
 
 def scattering(
@@ -94,7 +109,8 @@ def scattering(
     worker = ScatterWorker(
         output, folder, inputs=tuple(Input.of(one) for one in inputs), origin=origin, tags=tags, seed=seed
     )
-    return Stage(folder, Shape.BUILD, "Scatter", BUILD_VERSION, tuple(inputs), worker)
+    told = {"origin": config[0], "tags": config[1], "seed": seed}
+    return Stage(folder, Shape.BUILD, "Scatter", BUILD_VERSION, tuple(inputs), worker, identity=told)
 
 
 def gathering(corpus: str, scattered: Sequence[tuple[Folder, Dataset]], partitions: Dataset, output: Store) -> Stage:
@@ -104,7 +120,8 @@ def gathering(corpus: str, scattered: Sequence[tuple[Folder, Dataset]], partitio
     worker = GatherWorker(
         output, folder, scattered=tuple(one for _, one in scattered), partitions=len(partitions.shards)
     )
-    return Stage(folder, Shape.BUILD, "Gather", BUILD_VERSION, (partitions,), worker)
+    told = {"joined": joined, "partitions": len(partitions.shards)}
+    return Stage(folder, Shape.BUILD, "Gather", BUILD_VERSION, (partitions,), worker, identity=told)
 
 
 def operator_like(config: HarmTags) -> dict[str, object]:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any, TypeVar
@@ -36,11 +37,15 @@ class StoreError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One stored object. ``path`` is relative to the store's root; ``token`` changes whenever the bytes change."""
+    """One stored object. ``path`` is relative to the store's root; ``token`` changes whenever the bytes change.
+
+    ``modified``: seconds since the epoch by the store's clock, 0 where it does not say.
+    """
 
     path: str
     size: int
     token: str
+    modified: float = 0.0
 
 
 class Store:
@@ -128,7 +133,7 @@ class Store:
                 token = self._token(path, info)
             except FileNotFoundError:  # removed since the listing, as records are that another run compacts
                 continue
-            entries.append(Entry(str(path)[len(root) + 1 :], int(info.get("size") or 0), token))
+            entries.append(Entry(str(path)[len(root) + 1 :], int(info.get("size") or 0), token, _modified(info)))
         return sorted(entries, key=lambda entry: entry.path)
 
     def folders(self, prefix: str) -> list[str]:
@@ -190,6 +195,16 @@ class Store:
             if info.get(key):
                 return f"{info.get('size')}-{str(info[key]).strip(chr(34))}"
         return str(info.get("size"))
+
+
+def _modified(info: dict[str, Any]) -> float:
+    for key in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        when = info.get(key)
+        if isinstance(when, datetime):
+            return when.timestamp()
+        if isinstance(when, int | float):
+            return float(when)
+    return 0.0
 
 
 def sha256_of(stream: IO[bytes]) -> str:

@@ -86,6 +86,10 @@ class StageSummary(BaseModel):
     busy_share: float = Field(0.0, description="Share of the workers' time after set-up spent working on shards.")
     workers: int = 1
     notes: dict[str, Any] = Field(default_factory=dict, description="Engine, ledger hits, resolved thresholds, ...")
+    identity: dict[str, Any] = Field(
+        default_factory=dict,
+        description="What the fingerprint stands for: configuration, prompts, model hashes, engine, marks of inputs.",
+    )
 
 
 class Sample(BaseModel):
@@ -121,6 +125,8 @@ class RunSummary(BaseModel):
     output: str
     corpus: str = Field("", description="URL of the finished corpus, empty where none was made.")
     report: str = Field("", description="URL of the HTML report.")
+    retry_of: str = Field("", description="The run whose quarantined rows and failed shards this one did again.")
+    crashed: bool = Field(False, description="An error ended it before its last stage.")
     work_done: bool = Field(True, description="False where every stage was found finished.")
     parameters: dict[str, Any] = Field(default_factory=dict)
     stages: list[StageSummary] = Field(default_factory=list)

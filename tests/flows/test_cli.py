@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,9 @@ VALUES: dict[str, tuple[list[str], Any]] = {
     "columns": (["text=content,id=doc", "url=u"], {"text": "content", "id": "doc", "url": "u"}),
     "seed": (["7"], 7),
     "limit": (["100"], 100),
+    "shards": (["web/*,news/*", "a.parquet"], ("web/*", "news/*", "a.parquet")),
+    "first_date": (["2026-03-14"], date(2026, 3, 14)),
+    "last_date": (["2026-03-15"], date(2026, 3, 15)),
     "keep": (["harm_score < 2"], "harm_score < 2"),
     "tag": (["harm_score = 5"], "harm_score = 5"),
     "tag_probability": (["0.1"], 0.1),
@@ -130,7 +133,12 @@ VALUES: dict[str, tuple[list[str], Any]] = {
     "max_new_tokens": (["9"], 9),
     "temperature": (["0.7"], 0.7),
     "model": (["/models/x"], "/models/x"),
-    "engine": (["transformers"], "transformers"),
+    "engine": (["openai"], "openai"),
+    "engine_url": (["http://127.0.0.1:8000/v1"], "http://127.0.0.1:8000/v1"),
+    "engine_model": (["served"], "served"),
+    "engine_concurrency": (["8"], 8),
+    "requests_per_minute": (["60"], 60),
+    "tokens_per_minute": (["9000"], 9000),
     "dtype": (["float32"], "float32"),
     "engine_gpus": (["1"], 1.0),
     "engine_threads": (["2"], 2),
@@ -145,7 +153,7 @@ VALUES: dict[str, tuple[list[str], Any]] = {
     "until": (["2030-01-02T03:04:05"], datetime(2030, 1, 2, 3, 4, 5)),  # noqa: DTZ001
     "max_tokens": (["1000"], 1000),
 }
-SWITCHES = {"rephrase": False, "single_writer": True}
+SWITCHES = {"rephrase": False, "build": False, "single_writer": True}
 
 
 def test_every_parameter_can_be_given_as_a_flag(main: Any, started: list[Any]) -> None:
@@ -154,7 +162,7 @@ def test_every_parameter_can_be_given_as_a_flag(main: Any, started: list[Any]) -
     for name, (given, _) in VALUES.items():
         for one in given:
             arguments += [f"--{name.replace('_', '-')}", one]
-    outcome = main(*arguments, "--no-rephrase", "--single-writer", "--json")
+    outcome = main(*arguments, "--no-rephrase", "--no-build", "--single-writer", "--json")
     assert outcome.code == 0, outcome.err
     ((parameters, as_json),) = started
     assert as_json is True

@@ -252,3 +252,42 @@ def test_a_wrong_condition_is_refused_before_anything_runs(web: Path, tmp_path: 
     with pytest.raises(Refused, match=says) as refused:
         prepare(CurateText(input=str(web), output=str(tmp_path / "out"), keep=keep, rephrase=False))
     assert "\n" not in str(refused.value)
+
+
+def test_a_backfill_makes_its_shards_and_the_full_run_only_the_others(server: None, web: Path, tmp_path: Path) -> None:
+    stages = ("language", "harm_score", "tokens", "route")
+    backfill = curate(web, tmp_path / "out", rephrase=False, shards=["web-1.*"], build=False)
+    assert backfill.status is Status.DONE and made(backfill) == dict.fromkeys(stages, 1)
+    assert backfill.corpus == "" and not (tmp_path / "out" / "corpus").exists()
+    assert backfill.messages == [
+        "backfill: 1 of 3 input shards chosen",
+        "no corpus was built, as asked (build is off); a run with build on finds these stages finished",
+    ]
+    assert sum(backfill.routes.values()) == 12
+    report = Path(backfill.report).read_text()
+    assert "No corpus was made" in report and "1 of 3 input shards chosen" in report
+    verification = verify(Store(str(tmp_path / "out")))
+    assert verification.ok and verification.corpus == "", verification
+    written = parquet_bytes(tmp_path / "out")
+
+    nightly = curate(web, tmp_path / "out", rephrase=False)
+    assert {name: count for name, count in made(nightly).items() if name in stages} == dict.fromkeys(stages, 2)
+    assert all(stage(nightly, name).shards_before == 1 for name in stages)
+    assert [stage(nightly, name).folder for name in stages] == [stage(backfill, name).folder for name in stages]
+    assert nightly.corpus and sum(nightly.routes.values()) == 36
+    assert parquet_bytes(tmp_path / "out").items() >= written.items()
+    again = curate(web, tmp_path / "out", rephrase=False, shards=["web-1.*"], build=False)
+    assert made(again) == {} and not again.work_done
+
+
+def test_a_backfill_of_nothing_is_refused_in_one_line(web: Path, tmp_path: Path) -> None:
+    from flows.curate_text import prepare
+
+    for chosen, says in (
+        ({"shards": ("nope*",)}, r"no shard matches nope\*; it has web-0.parquet, web-1.parquet, web-2.jsonl$"),
+        ({"first_date": "2026-03-14"}, "no shard's path holds a date .*; it has web-0.parquet.* Choose by --shards$"),
+    ):
+        with pytest.raises(Refused, match=says) as refused:
+            prepare(CurateText(input=str(web), output=str(tmp_path / "out"), rephrase=False, **chosen))
+        assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out" / "language").exists()

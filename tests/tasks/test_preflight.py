@@ -18,6 +18,7 @@ import pytest
 
 from tasks import preflight
 from tasks.preflight import Refused
+from tasks.selection import Selection
 from tasks.source import SourceColumns, open_source
 from tasks.store import Store, StoreError, within
 from tests.conftest import free_port
@@ -63,6 +64,30 @@ def source_of(url: str, **columns: str) -> Any:
 def test_a_good_input_passes(web: Path) -> None:
     assert [shard.name for shard in source_of(str(web)).shards] == [f"part-{n}.parquet" for n in range(3)]
     assert [shard.head for shard in preflight.source(str(web), {}, 12).shards] == [None, 2]
+
+
+def test_a_limit_counts_the_chosen_shards_and_names_its_own_folders(web: Path) -> None:
+    said: list[str] = []
+    chosen = Selection(("part-[12].*",))
+    cut = preflight.source(str(web), {}, 12, chosen, said.append)
+    assert [(shard.name, shard.head) for shard in cut.shards] == [("part-1.parquet", None), ("part-2.parquet", 2)]
+    assert said == ["backfill: 2 of 3 input shards chosen"]
+    # the cut of another choice is another sample: its rows may not lie in one folder with these
+    marks = {one.mark for one in (cut, source_of(str(web)), preflight.source(str(web), {}, 12))}
+    marks.add(preflight.source(str(web), {}, 12, Selection(("part-2*",))).mark)
+    assert len(marks) == 4
+    # without a limit a chosen shard is what it is in a run over all
+    assert preflight.source(str(web), {}, None, chosen).mark == source_of(str(web)).mark
+
+
+def test_the_columns_of_the_chosen_shards_are_checked_and_not_those_of_others(web: Path) -> None:
+    (web / "a-broken.parquet").write_bytes(b"PAR1 no Parquet PAR1")
+    assert len(preflight.source(str(web), {}, None, Selection(("part-*",))).shards) == 3
+    assert "a-broken.parquet" in refusal(lambda: source_of(str(web)))
+
+
+def test_a_glob_of_the_input_that_is_none(tmp_path: Path) -> None:
+    assert "'[z-a].parquet': no glob" in refusal(lambda: source_of(f"{tmp_path}/[z-a].parquet"))
 
 
 def test_a_missing_folder(root: str) -> None:

@@ -1,0 +1,1 @@
+"""`winnow serve`: Prefect's server, the deployments and their workers, on one machine."""

@@ -1,0 +1,1 @@
+"""What differs between two versions: parameters, recipes of stages, shards, accounts, and the rows of the corpus."""

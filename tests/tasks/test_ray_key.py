@@ -1,0 +1,73 @@
+"""The key of a remote engine reaches workers on Ray, its own and a cluster's, and lies nowhere afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from operators.base import Resources
+from operators.language.openai_api import KEY_VARIABLES
+from tasks.executor import Effort, Policy, run_units
+from tests.nodes import TOKEN, Nodes
+from tests.remote_engine import KeyReader
+
+pytestmark = pytest.mark.timeout(300)
+CANARY = "sk-canary-0c4e8d2b7a61"
+
+
+def holding(folder: Path) -> list[str]:
+    """Files below the folder that hold the key."""
+    return [str(one) for one in folder.rglob("*") if one.is_file() and CANARY.encode() in one.read_bytes()]
+
+
+def seen_by_a_worker() -> list[str]:
+    from tasks.ray_executor import RayPool
+
+    outcomes = run_units(RayPool(Resources(cpus=1)), KeyReader(), [1], Policy(setup_seconds=120), Effort())
+    return [str(one.value or one.error) for one in outcomes]
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    """A cluster that was started without the key."""
+    pytest.importorskip("ray", reason="Ray is not installed: run make install-dev")
+    monkeypatch.delenv(KEY_VARIABLES[0], raising=False)
+    started = Nodes()
+    try:
+        started.add("a")
+        yield started
+    finally:
+        started.end()
+
+
+def test_the_key_reaches_a_worker_of_a_cluster_and_stays_nowhere(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from tasks.ray_executor import cluster
+
+    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    with cluster("auto"):
+        monkeypatch.setenv(KEY_VARIABLES[0], CANARY)
+        assert seen_by_a_worker() == [hashlib.sha256(CANARY.encode()).hexdigest()]
+        assert len(list(Path(nodes.folder.name).rglob("*.log"))) > 3, "Ray's logs are elsewhere"
+        assert holding(Path(nodes.folder.name)) == []
+    assert holding(Path(nodes.folder.name)) == []
+    assert CANARY not in "".join(capfd.readouterr())
+
+
+def test_the_key_reaches_a_worker_of_a_ray_of_our_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: run make install-dev")
+    from tasks.ray_executor import cluster
+
+    with cluster(cpus=1):
+        monkeypatch.setenv(KEY_VARIABLES[0], CANARY)  # after the start, so that it is not simply inherited
+        import ray
+
+        assert seen_by_a_worker() == [hashlib.sha256(CANARY.encode()).hexdigest()]
+        session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+        assert list(session.rglob("*.log")) and holding(session) == []
