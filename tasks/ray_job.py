@@ -191,7 +191,8 @@ def _summary(name: str, status: JobStatus, message: str, code: int, log: str) ->
             raise JobFailed(
                 f"job {name}: its summary is not of this version of winnow ({error.error_count()} fields)"
             ) from error
-    raise JobFailed(f"job {name} ended {status} without a summary: {_last_words(log) or one_line(message) or 'no log'}")
+    why = _last_words(log) or one_line(message) or "it left no log"
+    raise JobFailed(f"job {name} ended {status} without a summary: {why}", code)
 
 
 def _last_words(log: str) -> str:

@@ -130,6 +130,7 @@ class Screen:
         self.page.keyboard.press("Enter")
         self.page.locator("input[type=date]").fill(day)
         self.page.get_by_role("button", name="Apply").click()
+        self.field(title).get_by_text("Select date").wait_for(state="hidden")
 
     def switch(self, title: str) -> None:
         self.field(title).get_by_role("switch").click()
