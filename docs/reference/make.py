@@ -9,7 +9,8 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pyarrow as pa
 import typer.main
@@ -17,12 +18,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import operators
-from flows import cli, options
+from flows import cli
+from flows.form import PANELS
 from flows.parameters import CurateText
 from operators.base import Annotator, Operator, Rewriter
 from tasks.aligned import REASON, STATUS
-from tasks.quarantine import QUARANTINE
 from tasks.build import CORPUS
+from tasks.quarantine import QUARANTINE
 from tasks.records import Record
 from tasks.summary import Accounts, RunSummary, StageSummary
 
@@ -50,6 +52,7 @@ QUARANTINE_COLUMNS = {
     "row": "its bytes where it could not be parsed, else the row as JSON",
 }
 
+OPTION = ("option", "default", "meaning")
 MADE = "Made from the code by `make reference`: change it there.\n"
 
 
@@ -57,18 +60,23 @@ def commands() -> str:
     """Every command with its arguments and options, as ``--help`` has them."""
     lines = ["# The command line", "", MADE]
     group: Any = typer.main.get_command(cli.app)
+    before = [
+        (_code(*one.opts), _default(one), _one_line(one.help or "")) for one in group.params if one.name != "help"
+    ]
+    if before:
+        lines += ["Options of every command, written before its name:", "", *_table(OPTION, before), ""]
     for name, command in group.commands.items():
         shown = [one for one in command.params if one.name != "help"]
         arguments = [one for one in shown if one.param_type_name == "argument"]
         usage = " ".join(["winnow", name, *(_metavar(one) for one in arguments)])
         lines += [f"## winnow {name}", "", f"`{usage}{' [OPTIONS]' if len(shown) > len(arguments) else ''}`", ""]
         lines += [_one_line(command.help or ""), ""]
-        if name == "curate-text":
+        if name in ("curate-text", "submit"):
             lines += ["Every parameter of [the flow](parameters.md) is an option; and:", ""]
             shown = [one for one in shown if one.name not in CurateText.model_fields]
         rows = [(_code(*_names(one)), _default(one), _one_line(one.help or "")) for one in shown]
         if rows:
-            lines += [*_table(("option", "default", "meaning"), rows), ""]
+            lines += [*_table(OPTION, rows), ""]
     lines += [
         "Exit codes: 0 done and all accounts close (`diff`: the same), 1 ended with something open (`diff`: different),"
     ]
@@ -85,11 +93,11 @@ def parameters() -> str:
         "",
     ]
     left = dict(CurateText.model_fields)
-    for panel, names in options.PANELS.items():
+    for panel, names in PANELS.items():
         rows = [_field(name, left.pop(name)) for name in names]
         lines += [f"## {panel}", "", *_table(("parameter", "type", "default", "meaning"), rows), ""]
     if left:
-        raise SystemExit(f"no panel in flows/options.py names {', '.join(left)}")
+        raise SystemExit(f"no panel in flows/form.py names {', '.join(left)}")
     return _page(lines)
 
 
@@ -178,24 +186,22 @@ def _field(name: str, field: FieldInfo) -> tuple[str, str, str, str]:
 
 
 def _type(annotation: Any) -> str:
-    if isinstance(annotation, type) and not hasattr(annotation, "__args__"):
-        return annotation.__name__
-    text = re.sub(r"\b(?:typing|datetime|tasks|operators|flows)(?:\.\w+)*\.(?=\w)", "", str(annotation))
-    text = re.sub(r"Literal\[([^\]]*)\]", lambda found: found[1].replace("'", "").replace(", ", " or "), text)
-    return text.replace("|", "or").replace("NoneType", "None").replace(", ...", " ...")
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(inner[0])
+    if origin in (Union, UnionType):
+        return " or ".join(_type(one) for one in inner)
+    if origin is Literal:
+        return " or ".join(str(one) for one in inner)
+    if origin is not None:
+        return f"{origin.__name__} of {', '.join(_type(one) for one in inner if one is not ...)}"
+    return "none" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
 
 
 def _limit(constraint: Any) -> str:
-    for name, words in (
-        ("ge", ">="),
-        ("gt", ">"),
-        ("le", "<="),
-        ("lt", "<"),
-        ("min_length", "at least"),
-        ("pattern", "like"),
-    ):
+    for name, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")):
         if (value := getattr(constraint, name, None)) is not None:
-            return f"{words} {value}" if name != "pattern" else ""
+            return f"{sign} {value}"
     return ""
 
 
