@@ -28,6 +28,16 @@ ACCESS, SECRET, BUCKET = "winnow-test", "winnow-test-secret", "lake"
 START_SECONDS = 60.0
 
 
+@pytest.fixture(autouse=True)
+def options_end_with_the_test() -> Iterator[None]:
+    """The command line hands its log and metrics options on in the environment, as a test that calls it must not."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("WINNOW_")}
+    yield
+    for name in [name for name in os.environ if name.startswith("WINNOW_")]:
+        del os.environ[name]
+    os.environ.update(before)
+
+
 def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
