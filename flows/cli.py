@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from flows.options import BadParameters, flags_of
-from flows.parameters import CurateText
+from flows.parameters import CurateText, no_password
 from flows.submit import submit_command
 
 if TYPE_CHECKING:
     from tasks.summary import RunSummary
 
 CLOSED, OPEN, REFUSED = 0, 1, 2
+INTERRUPTED, UNREAD = 130, 141
+"""As a shell names the ends by SIGINT and SIGPIPE: Ctrl-C, and `winnow status URL | head -1`."""
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # click's; typer brings its own copy of click and does not name it
 
 app = typer.Typer(
@@ -29,9 +33,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else there.")]
-Version = Annotated[str, typer.Argument(metavar="URL", help="Output root; one of its runs: URL@RUN_ID, URL@previous.")]
+
+
+def _place(url: str) -> str:
+    try:
+        return no_password(url)
+    except ValueError as error:
+        raise BadParameters(f"the URL {error}") from error
+
+
+Version = Annotated[
+    str,
+    typer.Argument(metavar="URL", callback=_place, help="Output root; one of its runs: URL@RUN_ID, URL@previous."),
+]
 LOG_FORMATS, LOG_LEVELS = ("text", "json"), ("debug", "info", "warning", "error")
-Root = Annotated[str, typer.Argument(metavar="URL", help="Output root of a run.")]
+Root = Annotated[str, typer.Argument(metavar="URL", callback=_place, help="Output root of a run.")]
 
 
 @app.callback()
@@ -93,17 +109,20 @@ def _curate_text(parameters: CurateText, as_json: bool) -> None:
 
 
 _json_flag = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=AsJson)
-app.command(
-    "curate-text", help="Documents in, curated corpus out: language, harm score, routes, rephrasing, tags, mix."
-)(flags_of(CurateText, _curate_text, [_json_flag]))
+FLOWS = {"curate-text": "Documents in, curated corpus out: language, harm score, routes, rephrasing, tags, mix."}
+"""Commands that start a flow of the same name (curate_text), with what each is for."""
 
-
-app.command("submit", help="The same as a job of a Ray cluster: submitted, watched and stopped from here.")(
-    submit_command(_json_flag)
+app.command("curate-text", help=FLOWS["curate-text"], short_help="Documents in, curated corpus out.")(
+    flags_of(CurateText, _curate_text, [_json_flag])
 )
+app.command(
+    "submit",
+    help="The same as a job of a Ray cluster: submitted, watched and stopped from here.",
+    short_help="The same as a job of a Ray cluster.",
+)(submit_command(_json_flag))
 
 
-@app.command()
+@app.command(short_help="The whole job on real text, on this machine, in minutes.")
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for input, stages and corpus; new or empty.")] = Path(
         "demo-corpus"
@@ -116,18 +135,15 @@ def demo(
     raise typer.Exit(run_demo(output, as_json))
 
 
-@app.command()
+@app.command(short_help="The flows that can be started, and their deployments.")
 def flows(as_json: AsJson = False) -> None:
-    """The flows that can be started, with what each is for."""
-    rows = {"curate-text": "documents -> language, harm score -> routes -> rephrase (WRAP) -> tagged and mixed corpus"}
-    if as_json:
-        print(json.dumps(rows))
-        return
-    for name, what in rows.items():
-        print(f"{name:14} {what}")
+    """The flows that can be started, with what each is for and its deployments under `winnow serve`."""
+    from flows.inspection import show_flows
+
+    raise typer.Exit(show_flows(FLOWS, as_json))
 
 
-@app.command()
+@app.command(short_help="How the last run ended, and what stands finished.")
 def status(url: Root, as_json: AsJson = False) -> None:
     """How the last run ended, and what stands finished in every stage."""
     from flows.inspection import show_status
@@ -135,7 +151,7 @@ def status(url: Root, as_json: AsJson = False) -> None:
     raise typer.Exit(show_status(url, as_json))
 
 
-@app.command()
+@app.command(short_help="Derives accounts and checksums again from the data.")
 def verify(url: Root, as_json: AsJson = False) -> None:
     """Derives accounts and checksums again from the data and says what is wrong."""
     from flows.inspection import show_verification
@@ -143,7 +159,7 @@ def verify(url: Root, as_json: AsJson = False) -> None:
     raise typer.Exit(show_verification(url, as_json))
 
 
-@app.command()
+@app.command(short_help="Where a row came from, and what was made of it.")
 def lineage(
     url: Version,
     row: Annotated[str, typer.Argument(metavar="ID", help="Id of a source document, a rewritten row or a corpus row.")],
@@ -159,10 +175,13 @@ def lineage(
     raise typer.Exit(show_lineage(url, row, shard, as_json, everything))
 
 
-@app.command()
+@app.command(short_help="What differs between two versions.")
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="Output root; one of its runs: URL@RUN_ID, URL@previous.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    a: Annotated[
+        str,
+        typer.Argument(metavar="A", callback=_place, help="Output root; one of its runs: URL@RUN_ID, URL@previous."),
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", callback=_place, help="The other one.")],
     as_json: AsJson = False,
 ) -> None:
     """What differs between two versions: parameters, models, accounts, rows in and out. Exit code 1 where they do."""
@@ -171,7 +190,7 @@ def diff(
     raise typer.Exit(show_diff(a, b, as_json))
 
 
-@app.command()
+@app.command(short_help="Does quarantined rows and failed shards again.")
 def retry(url: Root, as_json: AsJson = False) -> None:
     """Does the quarantined rows and the failed shards of the last run again, and nothing else."""
     from flows.upkeep import retry as run_retry
@@ -179,7 +198,7 @@ def retry(url: Root, as_json: AsJson = False) -> None:
     raise typer.Exit(run_retry(url, as_json))
 
 
-@app.command()
+@app.command(short_help="Lists what no kept version needs; deletes it if asked.")
 def gc(
     url: Root,
     delete: Annotated[bool, typer.Option("--delete", help="Delete; without it nothing is touched.")] = False,
@@ -195,7 +214,7 @@ def gc(
     raise typer.Exit(collect_garbage(url, delete, keep, ledgers, as_json))
 
 
-@app.command()
+@app.command(short_help="Prefect's UI, deployments and workers on this machine.")
 def serve(
     port: Annotated[
         int, typer.Option(min=1, max=65535, help="Port of Prefect's UI and API on loopback; reports take the next.")
@@ -221,15 +240,37 @@ def print_json(held: RunSummary | dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Entry point of the console script. What is wrong with the command line is one line, as every other error is."""
+    """Entry point of the console script. What is wrong is one line, and nothing hides behind another's exit code."""
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="winnow", standalone_mode=False)
+        if code == INTERRUPTED:  # Ctrl-C where no run drains
+            _ended(code, "interrupted")
+        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told
     except BadParameters as error:
         _refused(str(error))
     except _USAGE_ERROR as error:
         command = error.ctx.command_path if error.ctx else "winnow"
         _refused(f"{error.format_message().rstrip('.')}; see {command} --help")
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # as rich ends the process; its 1 would say "different"
+            _ended(UNREAD)
+        raise
+    except BrokenPipeError:
+        _ended(UNREAD)
+    except OSError as error:
+        logging.getLogger("winnow").debug("ended", exc_info=True)
+        _ended(OPEN, f"{error.filename or 'input or output'}: {(error.strerror or str(error)).lower()}")
     raise SystemExit(code or CLOSED)
+
+
+def _ended(code: int, why: str = "") -> NoReturn:
+    from tasks.logs import say
+
+    if why:
+        say(why)
+    with suppress(OSError, ValueError):  # what still waits to be written has no reader: nothing more is said of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(code) from None
 
 
 def _refused(why: str) -> NoReturn:

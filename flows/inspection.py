@@ -1,17 +1,43 @@
-"""``winnow status`` and ``winnow verify``: what stands at an output root, for a person or as JSON."""
+"""``winnow flows``, ``status`` and ``verify``: what there is to start, and what stands at an output root."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 from flows.cli import CLOSED, OPEN, print_json
+from flows.serve.pools import SHIPPED
 from flows.start import refuse
 from tasks.runs import last_run
 from tasks.store import PREFLIGHT_SECONDS, Store, StoreError, within
 from tasks.summary import Status
 from tasks.terminal import print_summary
 from tasks.verify import verify
+
+
+def show_flows(flows: Mapping[str, str], as_json: bool) -> int:
+    """Each flow with the deployments that the shipped file has of it."""
+    of = deployments()
+    if as_json:
+        print_json({name: {"what": what, "deployments": of.get(name, [])} for name, what in flows.items()})
+        return CLOSED
+    for name, what in flows.items():
+        print(f"{name}\n  {what}\n  deployments of winnow serve: {', '.join(of.get(name, [])) or 'none'}")
+    return CLOSED
+
+
+def deployments() -> dict[str, list[str]]:
+    """Names of the shipped deployments by their flow's command, without importing Prefect, which takes seconds."""
+    held: dict[str, list[str]] = {}
+    given: dict[str, Any] = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+    for one in given["deployments"]:
+        flow = one["entrypoint"].rpartition(".")[2].replace("_", "-")
+        held.setdefault(flow, []).append(one["name"])
+    return held
 
 
 def show_status(url: str, as_json: bool) -> int:

@@ -15,7 +15,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from flows.form import panel
+from tasks.logs import masked
 
+MOST_COMPLAINTS = 5
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -67,8 +69,9 @@ def validated(model: type[M], values: dict[str, Any]) -> M:
             elif one["type"] == "extra_forbidden":
                 lines.append(f"{flag} is no parameter; see --help")
             else:
-                lines.append(f"{flag}: {one['msg'].lower()} (given {one['input']!r})")
-        raise BadParameters("; ".join(lines)) from error
+                lines.append(f"{flag}: {one['msg'].lower()} (given {masked(repr(one['input']))})")
+        more = [f"and {len(lines) - MOST_COMPLAINTS} more"] if len(lines) > MOST_COMPLAINTS else []
+        raise BadParameters("; ".join(lines[:MOST_COMPLAINTS] + more)) from error
 
 
 def _as_flag(line: str) -> str:

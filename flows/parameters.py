@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,7 +30,22 @@ def _base_urls(value: str) -> str:
         raise ValueError(str(error).removeprefix("engine openai: ")) from error
 
 
-Place = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"\S")]
+def no_password(value: str) -> str:
+    if re.match(WITH_USERINFO, value):
+        raise ValueError(
+            "holds a password, and every record and log would repeat it; leave it out, and give it in the environment "
+            "(s3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+        )
+    return value
+
+
+WITH_USERINFO = r"\s*[A-Za-z0-9+.:-]+://[^/@\s]*:[^/\s]*@"
+Place = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=4096, pattern=r"\S"),
+    AfterValidator(no_password),
+    Field(json_schema_extra={"pattern": rf"^(?!{WITH_USERINFO}).*\S"}),  # the form stores what it lets pass
+]
 Condition = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
 Glob = Annotated[str, StringConstraints(min_length=1, max_length=4096), AfterValidator(_glob)]
 Urls = Annotated[

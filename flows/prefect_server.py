@@ -21,6 +21,7 @@ from contextlib import contextmanager
 START_SECONDS = 120.0
 STOP_SECONDS = 5.0
 PR_SET_PDEATHSIG = 1  # prctl(2)
+ELSEWHERE = "start one with `prefect server start` and set PREFECT_API_URL to it"
 
 
 class NoServer(RuntimeError):
@@ -75,9 +76,8 @@ def end(process: subprocess.Popen[bytes], seconds: float) -> None:
         process.wait()
 
 
-def await_server(server: subprocess.Popen[bytes], url: str) -> None:
+def await_server(server: subprocess.Popen[bytes], url: str, remedy: str = ELSEWHERE) -> None:
     """Returns once the API at ``url`` answers. Raises NoServer where it does not."""
-    remedy = "start one with `prefect server start` and set PREFECT_API_URL to it"
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:

@@ -13,12 +13,12 @@ from rich.table import Table
 from flows.cli import CLOSED, OPEN, print_json
 from flows.parameters import CurateText
 from flows.start import refuse, say, start
-from tasks.garbage import find_garbage
-from tasks.garbage_table import print_garbage
+from tasks.garbage.find import find_garbage
+from tasks.garbage.sweep import refuse_beside_runs, sweep
+from tasks.garbage.terminal import print_garbage
 from tasks.retry import RetryOutcome, check_unchanged, left_open, outcome, retry_of, run_to_retry
 from tasks.store import LISTING_SECONDS, PREFLIGHT_SECONDS, Store, StoreError, within
 from tasks.summary import RunSummary, Status
-from tasks.sweep import refuse_beside_runs, sweep
 from tasks.terminal import print_summary
 
 
@@ -111,7 +111,7 @@ def collect_garbage(url: str, delete: bool, keep: int, ledgers: bool, as_json: b
         within(PREFLIGHT_SECONDS, url, store.answers)
         found = find_garbage(store, keep, time.time(), ledgers)
         if delete and found.items:
-            refuse_beside_runs(store)
+            refuse_beside_runs(store, found)
     except StoreError as error:
         return refuse(str(error))
     problem = ""

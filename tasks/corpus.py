@@ -21,6 +21,7 @@ from tasks.store import Store
 
 REAL, SYNTHETIC = "real", "synthetic"
 CORPUS_STAGE = "corpus"
+HIDDEN_STAGES = (f"{CORPUS_STAGE}-resolve", f"{CORPUS_STAGE}-scatter")
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,7 @@ def say(what: str, level: int = logging.ERROR, event: str = "said") -> None:
 
 
 def spoken(what: str, level: int = logging.ERROR, event: str = "said") -> str:
+    what = masked(what)
     if not as_json():
         return f"winnow: {what}\n"
     record = logging.LogRecord(LOG.name, level, "", 0, what, (), None)

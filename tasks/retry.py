@@ -69,20 +69,18 @@ def check_unchanged(store: Store, run: RunSummary, source: Dataset) -> None:
     """
     first = run.stages[0]
     records = read_records(store, Folder(first.name, first.fingerprint))
-    known: dict[str, set[str]] = {}
-    for record in records:
-        known.setdefault(record.name, set()).add(record.inputs[0].token)
+    # a shard that was edited has records of what it was, too
+    rows = {(record.name, record.inputs[0].token): record.rows for record in records}
     changed = [
         shard.name
         for shard in source.shards
-        if shard.token not in known.get(shard.name, ()) and shard.name not in failed(first)
+        if (shard.name, shard.token) not in rows and shard.name not in failed(first)
     ]
     advice = "run the flow again first, then retry what it left"
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise StoreError(f"{changed[0]}{more}: new or changed since run {run.run_id}; {advice}")
-    rows = {record.name: record.rows for record in records}
-    lacking = first.accounts.rows_in - sum(rows.get(shard.name, 0) for shard in source.shards)
+    lacking = first.accounts.rows_in - sum(rows.get((shard.name, shard.token), 0) for shard in source.shards)
     if lacking > 0 and not failed(first):
         raise StoreError(f"{run.input}: shards with {lacking:,} rows are gone since run {run.run_id}; {advice}")
 

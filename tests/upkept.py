@@ -20,14 +20,16 @@ from operators.base import Annotator, execution
 from operators.language.engine import EngineSettings, Sampling
 from operators.route import Route
 from operators.safety.tags import HarmTags
-from tasks import rewrite, stages, sweep
+from tasks import rewrite, stages
 from tasks.corpus import CorpusPlan, build_corpus
 from tasks.dataset import HIDDEN, Dataset
-from tasks.garbage import Garbage, find_garbage
+from tasks.garbage import sweep
+from tasks.garbage.find import Garbage, find_garbage
 from tasks.observe import Observer, observer, watched_by
 from tasks.pending import Retry
 from tasks.rewrite import Choice
 from tasks.run import Run
+from tasks.selection import Selection
 from tasks.source import SourceColumns, open_source
 from tasks.stage import Execution, Executor, Stage, run_stage
 from tasks.store import Store
@@ -131,23 +133,23 @@ class Place:
         return found[0], found[1]
 
     def curate(
-        self, keep: str = KEEP, retry: Retry | None = None, build: bool = True, delay: float = 0.0
+        self, keep: str = KEEP, retry: Retry | None = None, build: bool = True, delay: float = 0.0, shards: str = ""
     ) -> RunSummary:
         """One run of the flow."""
         load, rewrite.load_engine = rewrite.load_engine, lambda settings, folder: Cured(self.prompts, self.cure, delay)
         try:
             with watched_by(Observer(retry=retry)):
-                return self._curate(keep, build)
+                return self._curate(keep, build, shards)
         finally:
             rewrite.load_engine = load
 
-    def _curate(self, keep: str, build: bool) -> RunSummary:
-        run = Run("toy", {"keep": keep}, str(self.web), self.store)
+    def _curate(self, keep: str, build: bool, shards: str) -> RunSummary:
+        run = Run("toy", {"keep": keep, "shards": [shards] if shards else []}, str(self.web), self.store)
 
         def do(stage: Stage) -> Dataset:
             return run.add(run_stage(stage, self.store, LOCAL, retry=observer().retry))
 
-        source = open_source(str(self.web), SourceColumns())
+        source, _ = Selection((shards,) if shards else ()).of(open_source(str(self.web), SourceColumns()))
         moody = Moody(batch_size=4, calls=str(self.texts), cure=str(self.cure))
         moods = do(stages.annotate("mood", moody, [source], self.store))
         source = source.with_contents(run.contents("mood"))

@@ -45,9 +45,11 @@ Reports:       {reports}  (linked from the artifacts of each run)
 
 {deployments}
 
-Start a run: Deployments, its three dots, Custom run. To see runs of `winnow curate-text` there too, first:
+Start a run:       Deployments, its three dots, Custom run.
+Start the nightly: its three dots, Edit; set input and output; switch it on.
+Show the runs of `winnow curate-text` there too:
   export PREFECT_API_URL={url}/api
-Ctrl-C ends all of this; runs drain first, and the same run started again goes on.
+Ctrl-C ends all of this; runs drain first, and started again they go on.
 """
 
 
@@ -91,8 +93,7 @@ def serve(port: int) -> int:
             say("ending; runs drain first, what they have done is kept (once more to end at once)")
             return CLOSED
         except (NoServer, BadDeployments) as error:
-            say(str(error))
-            return OPEN
+            return refuse(str(error))
 
 
 def _serve(port: int, door: socket.socket, lock: int, home: Path, ours: ExitStack, signals: Signals) -> int:
@@ -105,7 +106,12 @@ def _serve(port: int, door: socket.socket, lock: int, home: Path, ours: ExitStac
     from flows.serve import deployments  # imports Prefect, which takes seconds; the server starts meanwhile
     from flows.serve.reports import PortTaken, report_server
 
-    await_server(server, f"{url}/api")
+    await_server(
+        server,
+        f"{url}/api",
+        f"its database may be damaged, or of a newer Prefect: move {home / 'prefect.db'} away, or set PREFECT_HOME to "
+        "another folder",
+    )
     screen, trouble = deployments.put_on_server(deployments.read())
     try:
         reports = ours.enter_context(report_server(reports_port(port)))

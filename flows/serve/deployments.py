@@ -37,7 +37,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.workers.process import ProcessWorker
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from flows.serve.pools import POOLS, BadDeployments, Pool
+from flows.serve.pools import POOLS, SHIPPED, BadDeployments, Pool
 
 
 class _Strict(BaseModel):
@@ -101,9 +101,6 @@ class Registered:
 
     names: list[str] = field(default_factory=list)
     trouble: list[str] = field(default_factory=list)
-
-
-SHIPPED = Path(__file__).parents[2] / "deployments" / "prefect.yaml"  # beside flows/ in a checkout and in a wheel
 
 
 def read(file: Path = SHIPPED) -> DeploymentFile:
@@ -255,5 +252,5 @@ def _when(deployment: DeploymentResponse, held: DeploymentSchedule) -> str:
     if held.active and not deployment.paused:
         return when
     if not (given.get("input") and given.get("output")):
-        return f"paused ({when}): set input and output in the UI, then switch the schedule on"
+        return f"paused ({when}): set input and output"
     return f"paused ({when})"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+SHIPPED = Path(__file__).parents[2] / "deployments" / "prefect.yaml"  # beside flows/ in a checkout and in a wheel
 
 
 @dataclass(frozen=True)

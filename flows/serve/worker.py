@@ -15,9 +15,11 @@ import time
 from typing import Any
 
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
 from prefect.runner import Runner
+from prefect.states import Cancelled
 from prefect.workers.base import BaseWorker
-from prefect.workers.process import ProcessWorker
+from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
 from flows.signals import PR_SET_PDEATHSIG, WORKER
 from tasks.executor import Policy
@@ -50,6 +52,8 @@ class DrainingWorker(ProcessWorker):
     """Prefect's process worker with a runner of ours, that can also drain all of its runs and end."""
 
     ending = False
+    told = 0
+    """Runs of which Prefect or the terminal is still to be told something."""
 
     @classmethod
     def __dispatch_key__(cls) -> str | None:
@@ -63,8 +67,19 @@ class DrainingWorker(ProcessWorker):
 
     async def run(self, flow_run: Any, configuration: Any, task_status: Any = None) -> Any:
         """Carries out one run, and tells the terminal of its beginning and end."""
+        self.told += 1
+        try:
+            return await self._run(flow_run, configuration, task_status)
+        finally:
+            self.told -= 1
+
+    async def _run(self, flow_run: Any, configuration: Any, task_status: Any) -> Any:
         _tell(f"{flow_run.name} begins ({self._work_pool_name})")
         result = await super().run(flow_run, configuration, task_status)
+        if self.ending and result.status_code == -signal.SIGTERM:  # too young to have heard it, and no crash
+            why: State[Any] = Cancelled(message="stopped with its worker before it began; start it again")
+            await self.client.set_flow_run_state(flow_run.id, why, force=True)
+            result = ProcessWorkerResult(status_code=0, identifier=result.identifier)
         state = (await self.client.read_flow_run(flow_run.id)).state
         if state is not None:
             message = " ".join((state.message or "").split())
@@ -85,7 +100,7 @@ class DrainingWorker(ProcessWorker):
                     ends[pid] = asyncio.create_task(end_process(pid))
             if ends and all(one.done() for one in ends.values()):
                 deadline = min(deadline, time.monotonic() + NOTE_SECONDS)
-            if not (self._submitting_flow_run_ids or self._runner.processes()):
+            if not (self.told or self._submitting_flow_run_ids or self._runner.processes()):
                 return
             await asyncio.sleep(LOOK_SECONDS)
 

@@ -110,11 +110,6 @@ def test_without_arguments_the_help_is_shown(main: Any) -> None:
     assert outcome.code == 0 and "curate-text" in outcome.out
 
 
-def test_the_flows_that_can_be_started(main: Any) -> None:
-    assert main("flows").out.startswith("curate-text")
-    assert list(json.loads(main("flows", "--json").out)) == ["curate-text"]
-
-
 # -- parameters ----------------------------------------------------------------------------------------------------
 
 VALUES: dict[str, tuple[list[str], Any]] = {

@@ -82,6 +82,7 @@ def test_limits_stand_where_the_form_checks_them(schema: dict[str, Any]) -> None
         ({"seed": -1}, "seed: -1 is less than the minimum of 0"),
         ({"tag_probability": 1.5}, "tag_probability: 1.5 is greater than the maximum of 1"),
         ({"synthetic_share": 1}, "synthetic_share: 1 is not valid under any of the given schemas"),
+        ({"input": "s3://me:secret@lake/x"}, "input: 's3://me:secret@lake/x' does not match"),
         ({"limit": 0}, "limit: 0 is less than the minimum of 1"),
         ({"limit": "many"}, "limit: 'many' is not of type 'integer'"),
         ({"styles": ["rude"]}, "styles.0: 'rude' is not one of ['easy', 'medium', 'hard', 'qa']"),

@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tasks import sweep
 from tasks.dataset import HIDDEN
-from tasks.garbage import Kind, find_garbage
+from tasks.garbage import sweep
+from tasks.garbage.find import Kind, find_garbage
 from tasks.retry import retry_of, run_to_retry
 from tasks.store import Store, StoreError
 from tests.upkept import KEEP, STRICT, Place, check, collect, paths, put, sentence, stage_of, write_shard
@@ -129,15 +129,19 @@ def test_leftovers_go_once_they_are_old(place: Place) -> None:
     assert find_garbage(place.store, 1, time.time()).items == []
     later = time.time() + 7 * 3600
     if not place.store.local:
-        bucket, key = place.store.absolute("x/y.parquet").split("/", 1)
+        bucket, key = place.store.absolute("tokens/0123456789ab/y.parquet").split("/", 1)
         started = place.store.fs.call_s3("create_multipart_upload", Bucket=bucket, Key=key)
         place.store.fs.call_s3(
             "upload_part", Bucket=bucket, Key=key, UploadId=started["UploadId"], PartNumber=1, Body=b"x" * 1000
         )
+        # somebody else's, below the same root
+        place.store.fs.call_s3("create_multipart_upload", Bucket=bucket, Key=f"{key.split('/')[0]}/data/huge.bin")
         assert find_garbage(place.store, 1, time.time()).items == []
     found = find_garbage(place.store, 1, later)
     uploads = [item for item in found.items if item.upload]
-    assert [(one.path, one.bytes) for one in uploads] == ([] if place.store.local else [("x/y.parquet", 1000)])
+    assert [(one.path, one.bytes) for one in uploads] == (
+        [] if place.store.local else [("tokens/0123456789ab/y.parquet", 1000)]
+    )
     assert sorted(item.place for item in found.items if not item.upload) == ["probe", "tmp"]
     sweep.sweep(place.store, found)
     assert find_garbage(place.store, 1, later).items == []

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from tasks.dataset import HIDDEN
-from tasks.garbage import find_garbage
+from tasks.garbage.find import find_garbage
 from tasks.verify import verify
 from tests.upkept import KEEP, STRICT, Place, collect, made, paths, write_shard
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 12))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))])
 def test_any_history_comes_down_to_its_kept_versions(tmp_path: Path, seed: int) -> None:
     history(Place(tmp_path, str(tmp_path / "root")), seed)
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from tasks import presence, sweep
+from tasks import presence
 from tasks.dataset import HIDDEN
-from tasks.garbage import find_garbage
+from tasks.garbage import sweep
+from tasks.garbage.find import find_garbage
 from tasks.presence import Note
 from tasks.store import Store, StoreError
 from tasks.verify import verify
@@ -35,6 +36,7 @@ def place(tmp_path: Path, root: str) -> Place:
     return place
 
 
+@FOLDER_FIRST
 def test_nothing_is_deleted_beside_a_run(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.curate()
     place.curate(keep=STRICT)
@@ -59,6 +61,7 @@ def test_nothing_is_deleted_beside_a_run(place: Place, monkeypatch: pytest.Monke
     assert not later.at_work and {item.path for item in later.items} > {f"{presence.RUNNING}/elsewhere.json"}
 
 
+@FOLDER_FIRST
 def test_a_run_says_that_it_is_at_work(place: Place) -> None:
     place.curate()
     place.curate(keep=STRICT)
@@ -97,6 +100,7 @@ def _come(root: str, environment: dict[str, str]) -> None:
     presence.come(Store(root), "killed")
 
 
+@FOLDER_FIRST
 def test_work_that_is_newer_than_the_last_version_is_kept(place: Place) -> None:
     """Of a run that did not come to a corpus, and of one that was killed."""
     place.curate()

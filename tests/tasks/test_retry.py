@@ -96,6 +96,7 @@ def test_the_result_is_that_of_a_run_in_which_nothing_failed(place: Place, tmp_p
         assert ours.accounts == theirs.accounts, name
 
 
+@FOLDER_FIRST
 def test_a_reader_of_the_folder_meets_no_row_twice(place: Place) -> None:
     first = place.curate()
     folder = stage_of(first, "mood").folder
@@ -157,6 +158,7 @@ def test_failed_shards_are_done_and_the_corpus_follows(place: Place) -> None:
     }
 
 
+@FOLDER_FIRST
 def test_a_retry_that_is_started_again_leaves_alone_what_it_made(place: Place) -> None:
     place.curate()
     run = run_to_retry(place.store)
@@ -169,6 +171,7 @@ def test_a_retry_that_is_started_again_leaves_alone_what_it_made(place: Place) -
     assert set(place.calls()[0]) == {sentence(17, "REFUSE")}, "a retry of the retry does what that one left"
 
 
+@FOLDER_FIRST
 def test_a_touched_shard_finds_its_retried_attempt(place: Place) -> None:
     """Its token is another, its bytes are not: it is read again, and the attempt that stands is adopted."""
     place.curate()

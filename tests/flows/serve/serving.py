@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[3]
 WINNOW = str(Path(sys.executable).parent / "winnow")
 READY = "Ctrl-C ends all of this"
 HIDDEN = ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_HOME", "WINNOW_REPORT_URL")
+BUSY = 503
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -67,10 +68,16 @@ class Serving:
         self.api.close()
 
     def get(self, path: str) -> Any:
-        return self.api.get(path).raise_for_status().json()
+        deadline = time.monotonic() + 60
+        while (answer := self.api.get(path)).status_code == BUSY and time.monotonic() < deadline:
+            time.sleep(0.5)
+        return answer.raise_for_status().json()
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        answer = self.api.post(path, json=body)
+        """Again, as Prefect's client and UI do, where SQLite's lock was not had in time: 503, and nothing was done."""
+        deadline = time.monotonic() + 60
+        while (answer := self.api.post(path, json=body)).status_code == BUSY and time.monotonic() < deadline:
+            time.sleep(0.5)
         assert answer.is_success, answer.text
         return answer.json()
 

@@ -69,7 +69,7 @@ def refused(**environment: str) -> str:
     environment = {**inherited, **environment}
     ended = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, env=environment)
     assert ended.returncode == 2 and ended.stdout == "", ended.stderr
-    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert [line for line in ended.stderr.splitlines() if "starting;" not in line] == ended.stderr.splitlines()[-1:]
     return ended.stderr
 
 
@@ -106,6 +106,13 @@ def test_a_home_that_is_a_file_is_refused(tmp_path: Path) -> None:
     assert "set PREFECT_HOME" in refused(PREFECT_HOME=str(tmp_path / "home"))
 
 
+def test_a_database_that_prefect_cannot_use_is_refused(tmp_path: Path) -> None:
+    """Damaged, or of a newer Prefect."""
+    (tmp_path / "prefect.db").write_bytes(b"no database" * 1000)
+    told = refused(PREFECT_HOME=str(tmp_path)).splitlines()[-1]
+    assert f"move {tmp_path / 'prefect.db'} away, or set PREFECT_HOME" in told and "PREFECT_API_URL" not in told
+
+
 def test_ctrl_c_ends_every_process(serve: Callable[..., Serving], tmp_path: Path) -> None:
     serving = serve()
     children = serving.children()
@@ -125,6 +132,22 @@ def test_sigterm_drains_what_runs_and_says_so(serve: Callable[..., Serving], tmp
     serving.process.terminate()
     assert serving.process.wait(60) == 0
     assert (tmp_path / f"ended-{run}").exists() and not alive(engine)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_too_young_to_drain_has_not_crashed(serve: Callable[..., Serving], tmp_path: Path) -> None:
+    serving = serve()
+    put(serving, tmp_path, NAP)
+    run = serving.start("nap/on-gpu", {"folder": str(tmp_path), "seconds": 60})
+    until(lambda: serving.engines("winnow-gpu"), 90)  # a process, which is still importing
+    serving.process.terminate()
+    assert serving.process.wait(60) == 0
+    assert not (tmp_path / f"began-{run}").exists()
+    state = serve(port=serving.port).state(run)
+    assert (state["type"], state["message"]) == (
+        "CANCELLED",
+        "stopped with its worker before it began; start it again",
+    )
 
 
 @pytest.mark.slow

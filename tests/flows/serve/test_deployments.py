@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.serve.deployments import SHIPPED, read
-from flows.serve.pools import POOLS, BadDeployments
+from flows.parameters import CurateText
+from flows.serve.deployments import read
+from flows.serve.pools import POOLS, SHIPPED, BadDeployments
 
 ENTRY = "{name: a, entrypoint: m.f, description: d, work_pool: {name: p}"
 
@@ -28,6 +29,18 @@ def test_only_gpu_deployments_ask_for_gpus() -> None:
     pools = {pool.name: pool.gpus for pool in POOLS}
     for one in read().deployments:
         assert bool(one.parameters.get("parameters", {}).get("engine_gpus")) == pools[one.work_pool.name]
+
+
+def test_a_backfill_makes_stages_and_no_corpus() -> None:
+    """A corpus of the chosen shards alone would pass for the corpus of all."""
+    given = {one.name: one.parameters.get("parameters", {}) for one in read().deployments}
+    assert given["backfill"] == {"build": False}
+    assert all(parameters.get("build", True) for name, parameters in given.items() if name != "backfill")
+
+
+def test_what_is_shipped_fits_the_flows_parameters() -> None:
+    for one in read().deployments:
+        CurateText.model_validate({"input": "/in", "output": "/out", **one.parameters.get("parameters", {})})
 
 
 def test_a_cron_and_an_interval_reach_prefect(tmp_path: Path) -> None:

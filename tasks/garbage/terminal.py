@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
-from tasks.garbage import Garbage, Item, Kind
+from tasks.garbage.find import Garbage, Item, Kind
+from tasks.summary import Status
 
 MAX_FOREIGN = 5
 
@@ -15,7 +16,9 @@ MAX_FOREIGN = 5
 def print_garbage(found: Garbage, deleted: bool, keep: int, console: Console) -> None:
     """``deleted``: it is gone already; else this is what would go."""
     for kept in found.kept:
-        _line(console, f"kept: {kept.corpus} (run {kept.run_id})")
+        failed = "failed" if kept.status is Status.FAILED else ""
+        what = ", ".join(one for one in (f"run {kept.run_id}", kept.part, failed) if one)
+        _line(console, f"kept: {kept.corpus} ({what})")
     if found.kept:
         _line(console, f"      {found.files:,} files, {size(found.bytes)}, with stages, records and ledger")
     if found.items:

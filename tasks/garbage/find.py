@@ -1,4 +1,4 @@
-"""What lies at an output root that no kept version of the corpus needs. Reads; :mod:`tasks.sweep` deletes.
+"""What lies at an output root that no kept version of the corpus needs. Reads; :mod:`tasks.garbage.sweep` deletes.
 
 A version is a corpus, by its fingerprint, and is needed as the latest run that ended with it left it: the shards that
 the manifests of its stages name, with quarantine and records, and the ledger blocks of the source shards it was made
@@ -18,12 +18,12 @@ from pydantic import BaseModel, Field
 from tasks.attempt import superseded
 from tasks.commit import FOOTER, TEMPORARY, Footer
 from tasks.dataset import HIDDEN, Folder
-from tasks.kept import Kept, Needed, latest_versions, needed_by
+from tasks.garbage.kept import Kept, Needed, latest_versions, needed_by
+from tasks.garbage.uploads import Upload, unfinished_uploads
 from tasks.presence import RUNNING, Note, at_work
 from tasks.records import read_records
 from tasks.runs import REPORTS, RUNS, load_run, run_ids
 from tasks.store import Entry, Store, StoreError
-from tasks.uploads import Upload, unfinished_uploads
 
 READERS = 16
 GRACE_SECONDS = 6 * 3600.0
@@ -66,6 +66,7 @@ class Garbage(BaseModel):
     items: list[Item]
     ledgers: list[Item] = Field(default_factory=list)
     at_work: list[Note] = Field(default_factory=list, description="Runs that may be at work: nothing is deleted then.")
+    runs: list[str] = Field(default_factory=list, exclude=True, description="All that had ended when it was listed.")
     foreign: list[str] = Field(default_factory=list, description="Files in winnow's folders that are not winnow's.")
     notes: list[str] = Field(default_factory=list)
     files: int = Field(0, description="Objects of winnow's that stay.")
@@ -87,9 +88,9 @@ def find_garbage(store: Store, keep: int, now: float, ledgers: bool = False) -> 
         raise StoreError(f"{store.url}: holds no winnow run; give the --output of one")
     with ThreadPoolExecutor(READERS) as pool:
         runs = list(pool.map(lambda one: load_run(store, one), ids))
-    kept = latest_versions(runs, keep)
-    needed = needed_by(store, runs, kept, entries)
-    garbage = Garbage(url=store.url, kept=list(kept.values()), items=[], at_work=at_work(store, entries, now))
+    kept, last = latest_versions(runs, keep)
+    needed = needed_by(store, runs, kept, last, entries)
+    garbage = Garbage(url=store.url, kept=list(kept.values()), items=[], at_work=at_work(store, entries, now), runs=ids)
     garbage.notes += needed.notes
     _Sorter(store, entries, needed, garbage, now, ledgers).sort()
     if not kept:
@@ -209,7 +210,7 @@ class _Sorter:
     def _uploads(self) -> list[Item]:
         old: list[Upload] = []
         try:
-            old = [one for one in unfinished_uploads(self.store) if self.now - one.began > GRACE_SECONDS]
+            old = [one for one in unfinished_uploads(self.store) if self._left(one)]
         except StoreError as error:
             self.garbage.notes.append(f"unfinished uploads cannot be listed: {error}")
         why = "parts of an upload that was never finished"
@@ -217,6 +218,12 @@ class _Sorter:
             Item(path=one.path, kind=Kind.LEFTOVERS, place="uploads", reason=why, bytes=one.bytes, upload=one.id)
             for one in old
         ]
+
+    def _left(self, upload: Upload) -> bool:
+        """Whether it is old, and to a place where only winnow writes: below the root others may be uploading."""
+        parts = upload.path.split("/")
+        own = parts[0] == HIDDEN or (len(parts) == 3 and bool(_MARK.fullmatch(parts[1])))
+        return own and self.now - upload.began > GRACE_SECONDS
 
     def _is_own(self, path: str) -> bool:
         parts = path.split("/")

@@ -12,31 +12,37 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tasks.commit import abort_upload, remove, remove_empty_folders
 from tasks.dataset import HIDDEN, Folder
-from tasks.garbage import MANIFESTS, RECORDS, Garbage, Item, Kind
+from tasks.garbage.find import MANIFESTS, RECORDS, Garbage, Item, Kind
 from tasks.presence import at_work
 from tasks.records import read_records, seen, write_record
+from tasks.runs import run_ids
 from tasks.store import Store, StoreError
 
 DELETERS = 16
+BATCH = 512
+"""So many are deleted before it is asked again whether a run has begun."""
 
 
 def sweep(store: Store, garbage: Garbage, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
     """Deletes what was found. Raises StoreError, with nothing more deleted, once a run is at work at the root."""
+    refuse_beside_runs(store, garbage)
     _bring_on_tokens(store, garbage)
     done, total = 0, len(garbage.items)
     for kind in Kind:
         items = [item for item in garbage.items if item.kind is kind]
-        if items:
-            refuse_beside_runs(store)
+        for start in range(0, len(items), BATCH):
+            refuse_beside_runs(store, garbage)
             with ThreadPoolExecutor(DELETERS) as pool:
-                for _ in pool.map(lambda item: _delete(store, item), items):
+                for _ in pool.map(lambda item: _delete(store, item), items[start : start + BATCH]):
                     done += 1
                     on_progress(done, total)
     remove_empty_folders(store, sorted(_emptied(store, garbage), reverse=True))
 
 
-def refuse_beside_runs(store: Store) -> None:
-    """Raises StoreError where a run may be at work."""
+def refuse_beside_runs(store: Store, garbage: Garbage) -> None:
+    """Raises StoreError where a run may be at work, or came and ended since the listing: it may need what is listed."""
+    if new := sorted(set(run_ids(store)) - set(garbage.runs)):
+        raise StoreError(f"{store.url}: run {new[0]} has ended since this was listed, and may need some of it")
     entries = store.entries(f"{HIDDEN}/running")
     if entries and (notes := at_work(store, store.entries(), time.time())):
         raise StoreError(
