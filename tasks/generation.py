@@ -7,6 +7,7 @@ drains between shards. A block is committed at 256 completions or after 60 s, ov
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -17,16 +18,25 @@ from operators.language.choose import EngineError
 from operators.language.engine import Completion, Engine, FinishReason, RemoteEngine, Request, Sampling
 from tasks.executor import SetupFailed, WorkerDied
 from tasks.ledger import Ledger
+from tasks.logs import event
 
 BLOCK_REQUESTS = 256
 BLOCK_SECONDS = 60.0
 IDLE_SECONDS = 0.05
 CLOSE_SECONDS = 30.0
+SAVE_TRIES = 4
+SAVE_PAUSE_SECONDS = 2.0
+"""Before a block that the store did not take is written once more; doubled each time."""
+UNSAVED_MOST = 16 * BLOCK_REQUESTS
+"""Completions that are held while the store takes none; then the worker fails, since each one more would be at risk."""
 
 
 @dataclass
 class _Job:
-    """One shard's requests: what is still out, what came back, and what the ledger does not hold yet."""
+    """One shard's requests: what is still out, what came back, and what the ledger does not hold yet.
+
+    ``left``: nobody waits for it any more. Where the store refused its last block it stays until that is written.
+    """
 
     content: str
     name: str
@@ -34,6 +44,7 @@ class _Job:
     done: dict[str, Completion] = field(default_factory=dict)
     unsaved: dict[str, Completion] = field(default_factory=dict)
     finished: threading.Event = field(default_factory=threading.Event)
+    left: bool = False
 
 
 class Generation:
@@ -45,7 +56,8 @@ class Generation:
         self._out: dict[int, tuple[str, Request, _Job]] = {}
         self._jobs: list[_Job] = []
         self._lock = threading.Lock()
-        self._saved = time.monotonic()
+        self._saving = threading.Lock()
+        self._saved, self._pause = time.monotonic(), 0.0
         self._draining = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True, name="winnow-engine")
@@ -67,14 +79,21 @@ class Generation:
         while not job.finished.wait(1.0):
             if not self._thread.is_alive():
                 break
-        with self._lock:
-            self._jobs.remove(job)
-        self._save([job])
+        try:
+            self._save([job], SAVE_TRIES)
+        finally:
+            with self._lock:
+                job.left = True
+                self._jobs = [
+                    one for one in self._jobs if not one.left or one.unsaved
+                ]  # what has to be written yet stays
+        if job.waiting == 0:  # the engine may have failed since, at another shard's requests
+            return job.done
         if isinstance(self._error, EngineError):
             raise SetupFailed(str(self._error)) from self._error
         if self._error is not None:
             raise WorkerDied(f"the language engine failed: {self._error}")
-        return job.done if job.waiting == 0 else None
+        return None
 
     def drain(self) -> None:
         """No further request is given to the engine; what it holds is finished and kept.
@@ -91,11 +110,13 @@ class Generation:
 
     def close(self) -> None:
         self.drain()
+        try:
+            self._save(self._all())  # what is here first: whoever closes may not wait for what is still on its way
+        except Exception:  # whatever a store raises
+            logging.getLogger(__name__).warning("the ledger could not be written, it is tried once more", exc_info=True)
         self._thread.join(timeout=CLOSE_SECONDS)
         self.engine.close()
-        with self._lock:
-            jobs = list(self._jobs)
-        self._save(jobs)
+        self._save(self._all())
 
     def _run(self) -> None:
         try:
@@ -103,6 +124,15 @@ class Generation:
                 self._receive(request, completion)
         except BaseException as error:  # told to every waiting shard by complete()
             self._error = error
+        try:
+            # before any shard is told: the first one that fails takes the process with it, and the others' answers
+            self._save(self._all(), SAVE_TRIES)
+        except BaseException as error:
+            self._error = self._error or error
+
+    def _all(self) -> list[_Job]:
+        with self._lock:
+            return list(self._jobs)
 
     def _feed(self) -> Iterator[Request | None]:
         while not self._draining.is_set():
@@ -130,16 +160,45 @@ class Generation:
             job.finished.set()
 
     def _save_if_due(self) -> None:
+        """A store that does not take a block gets it again with the next one; only too much at risk is an error."""
+        jobs = self._all()
         with self._lock:
-            jobs = list(self._jobs)
             unsaved = sum(len(job.unsaved) for job in jobs)
-        if unsaved >= BLOCK_REQUESTS or (unsaved and time.monotonic() - self._saved > BLOCK_SECONDS):
-            self._save(jobs)
+        waited = time.monotonic() - self._saved
+        full = unsaved >= BLOCK_REQUESTS and waited > self._pause
+        if full or (unsaved and waited > BLOCK_SECONDS):
+            try:
+                self._save(jobs)
+            except Exception as error:  # whatever a store raises
+                if unsaved >= UNSAVED_MOST:
+                    raise
+                self._pause = SAVE_PAUSE_SECONDS
+                told = f"a block of the ledger was not written, it is tried again: {error}"
+                event("ledger_not_written", told, logging.WARNING, error=str(error))
 
-    def _save(self, jobs: list[_Job]) -> None:
+    def _save(self, jobs: list[_Job], tries: int = 1) -> None:
+        """Writes what is not in the ledger yet. What cannot be written stays in hand, and its error is raised."""
+        for attempt in range(tries):
+            if attempt:
+                time.sleep(SAVE_PAUSE_SECONDS * 2 ** (attempt - 1))
+            try:
+                with self._saving:  # who finds nothing to save knows that it is saved, not only on its way
+                    self._write(jobs)
+                return
+            except Exception:  # whatever a store raises
+                if attempt + 1 == tries:
+                    raise
+
+    def _write(self, jobs: list[_Job]) -> None:
+        self._saved, self._pause = time.monotonic(), 0.0
         for job in jobs:
             with self._lock:
                 block, job.unsaved = job.unsaved, {}
-            if block:
+            if not block:
+                continue
+            try:
                 self.ledger.append(job.content, job.name, block)
-        self._saved = time.monotonic()
+            except BaseException:
+                with self._lock:
+                    job.unsaved = {**block, **job.unsaved}
+                raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tasks.logs import masked
 
 ASK_SECONDS = 20.0
 CONNECT_SECONDS = 5.0
+AGENT_SECONDS = 30.0
 
 
 class JobRefused(ValueError):
@@ -75,7 +77,11 @@ class JobServer:
             "runtime_env": {"env_vars": environment},
             "metadata": marks,
         }
+        deadline = time.monotonic() + AGENT_SECONDS
         answer = self._send("POST", "/api/jobs/", body)
+        while "No available agent" in answer.text and time.monotonic() < deadline:
+            time.sleep(1.0)  # a head that has just come up answers before it can start anything
+            answer = self._send("POST", "/api/jobs/", body)
         if not answer.is_success and "already exists" not in answer.text:
             raise JobRefused(f"the job server at {self.url} refused the job ({answer.status_code}): {_told(answer)}")
 

@@ -22,7 +22,8 @@ from typing import Any
 OK = "ok"
 PASSING = (
     "drop cut_headers cut_body truncated_json html wrong_type no_object empty_choices no_choices null_finish "
-    "no_message html_502 slow 408 409 425 429 500 503 429_after 503_date gzip_garbage"
+    "no_message html_502 slow 408 409 425 429 500 503 429_after 503_date gzip_garbage "
+    "abort"
 ).split()
 """Faults after which a second attempt may succeed."""
 FINAL = {
@@ -190,8 +191,8 @@ class MisbehavingServer:
             writer.write(_response(200, {**good, "choices": [{**choice, "finish_reason": None}]}))
         elif behaviour == "no_usage":
             writer.write(_response(200, {name: value for name, value in good.items() if name != "usage"}))
-        elif behaviour in ("length", "content_filter", "tool_calls"):
-            text = choice["message"]["content"] if behaviour == "length" else None
+        elif behaviour in ("length", "content_filter", "tool_calls", "abort"):
+            text = choice["message"]["content"] if behaviour in ("length", "abort") else None
             message = {"role": "assistant", "content": text}
             writer.write(_response(200, {**good, "choices": [{"finish_reason": behaviour, "message": message}]}))
         elif behaviour == "refusal":

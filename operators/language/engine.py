@@ -129,7 +129,7 @@ class EngineSettings(BaseModel):
     """Which engine loads which model. ``kind`` "auto": vLLM where it can be imported, else transformers.
 
     Of engine openai, ``model`` is the tokenizer that counts and cuts here; ``served_root`` and ``max_model_len`` are
-    filled by ``served.agreed``. Where the servers are (``urls``) is no part of the identity.
+    filled by ``served.agreed``. Where the servers are (``urls``, ``unmet``) is no part of the identity.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -146,6 +146,7 @@ class EngineSettings(BaseModel):
     urls: tuple[str, ...] = Field((), description="openai: base URLs of the servers.")
     served_model: str = Field("", description="openai: the model's name there; empty: the only one.")
     served_root: str = Field("", description="openai: what the servers loaded it from, without its folder.")
+    unmet: tuple[str, ...] = Field((), description="openai: servers that have not said yet what they serve.")
     requests_per_minute: int | None = Field(None, ge=1, description="openai: most requests a minute.")
     tokens_per_minute: int | None = Field(None, ge=1, description="openai: most tokens a minute.")
     request_seconds: float = Field(300.0, gt=0, description="openai: longest wait for one answer.")

@@ -21,7 +21,10 @@ class FleetDown(RuntimeError):
 
 @dataclass
 class Endpoint:
-    """One base URL. ``failures`` and ``breaks``: in a row; ``paused_until``: what it asked for by Retry-After."""
+    """One base URL. ``failures`` and ``breaks``: in a row; ``paused_until``: what it asked for by Retry-After.
+
+    ``met``: it said what it serves, and has not been away since: whoever was away may come back as somebody else.
+    """
 
     url: str
     in_flight: int = 0
@@ -30,6 +33,7 @@ class Endpoint:
     out_until: float = 0.0
     paused_until: float = 0.0
     error: str = ""
+    met: bool = True
 
     def usable(self, now: float) -> bool:
         """One that was left out comes back with one request at a time, until one succeeds."""
@@ -40,8 +44,11 @@ class Endpoint:
 class Fleet:
     """Spreads requests by least in flight. Used from one event loop alone; times are monotonic seconds."""
 
-    def __init__(self, urls: Sequence[str], patience_seconds: float) -> None:
+    def __init__(self, urls: Sequence[str], patience_seconds: float, unmet: Sequence[str] = ()) -> None:
         self.endpoints = [Endpoint(url) for url in urls]
+        for one in self.endpoints:
+            if one.url in unmet:
+                one.met, one.failures = False, SICK_AFTER
         self.patience_seconds = patience_seconds
         self.last_good = 0.0
         self._turn = 0
@@ -99,3 +106,10 @@ class Fleet:
             longest = min(LONGEST_BREAK, FIRST_BREAK * 2**endpoint.breaks, max(0.05, self.patience_seconds / 4))
             endpoint.out_until = now + longest * random.uniform(0.5, 1.0)
             endpoint.breaks = min(endpoint.breaks + 1, 16)
+            endpoint.met = False
+
+    def leave_out(self, endpoint: Endpoint, error: str) -> None:
+        """It does not serve what was agreed on: it is asked again when the longest break is over."""
+        endpoint.error, endpoint.met = error, False
+        endpoint.failures = max(endpoint.failures, SICK_AFTER)
+        endpoint.out_until = time.monotonic() + LONGEST_BREAK

@@ -145,6 +145,8 @@ def chat_answer(held: Mapping[str, Any]) -> Answer:
         raise BadAnswer("its answer was not finished (no message or no finish_reason)")
     prompt_tokens, completion_tokens = usage(held)
     text = message.get("content")
+    if reason == "abort":  # vLLM's, of a server that ends: another one may do it
+        raise BadAnswer("the server broke its answer off")
     if reason in _ENDED and isinstance(text, str):
         ended = _ENDED[reason]
         return Answer(finished_text(text, ended), ended, prompt_tokens, completion_tokens)

@@ -31,6 +31,7 @@ from operators.language.openai_api import (
     says_too_long,
 )
 from operators.language.rate import Rate
+from operators.language.served import Unreachable, stranger
 
 PASSING: Final = frozenset({408, 409, 425, 429})
 """Besides 5xx: faults that pass."""
@@ -78,7 +79,7 @@ class Client:
     def __init__(self, settings: EngineSettings, key: Key, limits: Limits) -> None:
         self.settings, self.limits, self.spent = settings, limits, Counter[str]()
         self._key = key
-        self._fleet = Fleet(settings.urls, settings.patience_seconds)
+        self._fleet = Fleet(settings.urls, settings.patience_seconds, settings.unmet)
         self._requests = Rate(settings.requests_per_minute)
         self.tokens = Rate(settings.tokens_per_minute)
         self._trying = asyncio.Lock()
@@ -169,6 +170,9 @@ class Client:
 
     async def _send(self, endpoint: Endpoint, path: str, body: bytes, tokens: int, read: Read[T]) -> _Sent[T]:
         """One request. Raises EngineError where the endpoint refuses the key or has no such path."""
+        if not endpoint.met and (told := await self._stranger(endpoint)):
+            self.tokens.give_back(tokens)
+            return _Sent(_Fate.AWAY, None, told)
         self.spent["requests sent"] += 1
         try:
             async with asyncio.timeout(self.settings.request_seconds):
@@ -192,6 +196,27 @@ class Client:
         self._fleet.good(endpoint)
         return _Sent(_Fate.ANSWERED, result)
 
+    async def _stranger(self, endpoint: Endpoint) -> str:
+        """Why an endpoint that was away gets no request: it is away still, or is not what was agreed on."""
+        told, error = "", ""
+        try:
+            told = await asyncio.to_thread(stranger, self.settings, endpoint.url, self._key)
+        except Unreachable as away:
+            error = str(away)
+        finally:
+            endpoint.in_flight -= 1
+        if error:
+            self._fleet.bad(endpoint, endpoint.error or error)
+        elif told:
+            self.spent["other models refused"] += 1
+            self._fleet.leave_out(endpoint, told)
+        elif self._draining:
+            raise asyncio.CancelledError
+        else:
+            endpoint.met = True
+            endpoint.in_flight += 1
+        return told or error
+
     def _failed(self, endpoint: Endpoint, why: str, tokens: int, unreached: bool) -> _Sent[T]:
         told = self._key.scrubbed(why)
         self._fleet.bad(endpoint, told)
@@ -214,6 +239,9 @@ class Client:
             return _Sent(_Fate.FAULT, None, told)
         if status in (401, 403):
             raise EngineError(f"engine {OPENAI}: {endpoint.url}: {told}; {remedy_for_key(self._key)}")
+        if status == 404 and len(self._fleet.endpoints) > 1:
+            self._fleet.leave_out(endpoint, told)  # the others go on; before it comes back it is asked what it serves
+            return _Sent(_Fate.AWAY, None, told)
         if status == 404 or status < 400:
             raise EngineError(
                 f"engine {OPENAI}: {endpoint.url}: {told} at /{path}; is the base URL right (it often ends in /v1), "

@@ -38,7 +38,7 @@ def agreed(settings: EngineSettings, longest: int) -> tuple[EngineSettings, list
     """The settings with what the servers serve filled in, and a line for each server that does not answer.
 
     ``longest``: tokens of the longest prompt and completion together. A server that does not answer is left to the
-    engine, which takes it out and back in, as long as another does. Raises EngineError, one line.
+    engine, which asks it what it serves once it does, as long as another one works. Raises EngineError, one line.
     """
     key = Key.from_environment()
     with ThreadPoolExecutor(min(_AT_ONCE, len(settings.urls))) as pool:
@@ -62,8 +62,30 @@ def agreed(settings: EngineSettings, longest: int) -> tuple[EngineSettings, list
             "wanted; lower --piece-tokens or --max-new-tokens, or serve it with a longer context"
         )
     found = {"served_model": first.name, "served_root": first.root}
-    found_all = {**found, "max_model_len": min(context, settings.max_model_len)}
+    away = tuple(url for url in settings.urls if url not in lists)
+    found_all = {**found, "max_model_len": min(context, settings.max_model_len), "unmet": away}
     return settings.model_copy(update=found_all), [str(one) for one in silent]
+
+
+def stranger(settings: EngineSettings, url: str, key: Key) -> str:
+    """Why a server that came, or came back, in the middle of a run gets no requests; empty where it is as agreed.
+
+    Raises Unreachable.
+    """
+    try:
+        answer = _asked(url, key)
+        if not isinstance(answer, Unreachable):
+            one = _chosen(url, settings.served_model, answer)
+    except EngineError as error:
+        return str(error)
+    if isinstance(answer, Unreachable):
+        raise answer
+    if settings.served_root and one.root != settings.served_root:
+        agreed_on = Served(settings.served_model, settings.served_root, 0)
+        return f"it serves {_told(one)}, and the others {_told(agreed_on)}"
+    if one.context and one.context < settings.max_model_len:
+        return f"it takes {one.context} tokens, and the others {settings.max_model_len}"
+    return ""
 
 
 def _asked(url: str, key: Key) -> list[Served] | Unreachable:

@@ -255,7 +255,7 @@ def test_ctrl_c_of_winnow_submit_drains_the_job(nodes: Nodes, tmp_path: Path) ->
     assert "the job drains" in complained and "Traceback" not in complained
     summary = json.loads(said)
     assert summary["status"] == "bounded" and "stopped by SIGTERM" in summary["messages"][-1]
-    assert 5 <= summary["stages"][0]["shards_made"] < 120
+    assert summary["stages"][0]["shards_made"] >= 5 and not summary["corpus"]
 
 
 @pytest.mark.slow

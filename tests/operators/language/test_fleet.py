@@ -72,6 +72,57 @@ def test_a_sick_endpoint_is_left_out_and_comes_back(words: Path) -> None:
             assert len(sick.asked) - before > 10, "it gets no share of the requests"
 
 
+TOY = {"id": "toy", "root": "/models/toy", "max_model_len": 4096}
+OTHERS = {
+    "serves toy": ({**TOY, "root": "/models/toy-2"}, r"it serves toy \(toy-2\), and the others toy \(toy\)"),
+    "does not serve": ({**TOY, "id": "gpt-5"}, "does not serve 'toy'; it serves gpt-5"),
+    "takes": ({**TOY, "max_model_len": 512}, "it takes 512 tokens, and the others 1024"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_server_that_comes_later_as_another_one_gets_no_request(words: Path, what: str) -> None:
+    model, told = OTHERS[what]
+    changes = {"served_root": "toy", "max_model_len": 1024, "patience_seconds": 3.0}
+    with MisbehavingServer(delay=0.01) as well, MisbehavingServer(delay=0.01, models=(model,)) as other:
+        with engine(words, well, other, unmet=(other.url,), **changes) as made:
+            complete(made, prompts(30))
+            assert len(well.asked) == 30 and not other.asked
+            assert made.spent()["other models refused"] == 1, "it was asked again and again"
+            well.stop()
+            with pytest.raises(FleetDown, match=told):
+                list(made.generate(prompts(2), Sampling()))
+        if what == "takes":
+            with engine(words, other, unmet=(other.url,), **{**changes, "max_model_len": 512}) as made:
+                complete(made, prompts(2))
+                assert len(other.asked) == 2, "what fits is refused"
+
+
+def test_a_server_that_comes_back_as_another_one_gets_no_request(words: Path) -> None:
+    well, other = MisbehavingServer(delay=0.01), MisbehavingServer(delay=0.01)
+    with well, other, engine(words, well, other, served_root="toy", max_in_flight=4) as made:
+        complete(made, prompts(20))
+        before = len(other.asked)
+        assert before > 5
+        other.stop()
+        deadline = time.monotonic() + 30
+        while made._client._fleet.endpoints[1].met and time.monotonic() < deadline:
+            complete(made, prompts(8))
+        other.models = ({**TOY, "root": "/models/toy-2"},)
+        other.start()
+        while not made.spent().get("other models refused") and time.monotonic() < deadline:
+            complete(made, prompts(4))
+        complete(made, prompts(20))
+        assert made.spent()["other models refused"] == 1 and len(other.asked) == before
+
+
+def test_a_server_that_serves_the_model_no_more_is_left_out_and_the_others_go_on(words: Path) -> None:
+    gone = MisbehavingServer(lambda prompt, n: "404", models=({**TOY, "id": "gpt-5"},))
+    with MisbehavingServer(delay=0.01) as well, gone, engine(words, well, gone, max_in_flight=4) as made:
+        complete(made, prompts(30))
+        assert len(well.asked) == 30 and 0 < len(gone.asked) <= 4
+
+
 def test_a_fleet_that_comes_back_in_time_loses_nothing(words: Path) -> None:
     with MisbehavingServer(delay=0.02) as server, engine(words, server, max_in_flight=4) as made:
         back = threading.Timer(1.0, server.start)

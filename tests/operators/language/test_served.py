@@ -71,6 +71,8 @@ def test_servers_have_to_agree_and_one_that_is_away_is_told() -> None:
             asked(one.url, other.url)
         settings, told = agreed(EngineSettings(kind="openai", urls=(away, one.url)), 500)
         assert settings.served_model == "toy" and len(told) == 1 and away in told[0]
+        assert settings.unmet == (away,), "it would be trusted unasked once it is up"
+        assert mark(settings) == mark(asked(one.url)), "who is away is no part of what is made"
     with pytest.raises(EngineError, match="cannot be reached within 10 s"):
         asked(away)
 

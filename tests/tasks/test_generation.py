@@ -1,0 +1,149 @@
+"""What came back from an engine reaches the ledger: the store refuses a block, the engine fails, the worker ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from operators.language.choose import EngineError
+from operators.language.engine import Completion, FinishReason, Request, Sampling
+from tasks import generation
+from tasks.executor import SetupFailed
+from tasks.generation import Generation
+from tasks.ledger import Ledger
+from tasks.store import Store
+
+ONE, OTHER = "1" * 64, "2" * 64
+
+
+class EngineOfTheTest:
+    """A fake: answers what is asked, fails at "fail", says nothing to "silent"; ``held`` keeps it from ending."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.answered: list[str] = []
+        self.held = threading.Event()
+        self.held.set()
+
+    def generate(self, requests: Iterable[Request | None], sampling: Sampling) -> Iterator[tuple[Request, Completion]]:
+        for request in requests:
+            if request is None:
+                continue
+            prompt = request.messages[0][1]
+            if prompt == "fail":
+                raise EngineError("engine fake: the key is wrong")
+            if prompt == "silent":
+                continue
+            self.answered.append(prompt)
+            yield request, Completion(prompt[::-1], FinishReason.STOP, 1, 1)
+        self.held.wait(60)
+
+    def describe(self) -> Mapping[str, str]:
+        return {"engine": "fake"}
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class LedgerOfAFullDisk(Ledger):
+    """Refuses the first ``refusals`` blocks."""
+
+    def append(self, content: str, name: str, completions: Mapping[str, Completion]) -> str:
+        left: list[int] = self.refusals  # type: ignore[attr-defined]
+        if left[0] > 0:
+            left[0] -= 1
+            raise OSError(28, "No space left on device")
+        return super().append(content, name, completions)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "SAVE_PAUSE_SECONDS", 0.05)
+
+
+def asked(*prompts: str) -> dict[str, Request]:
+    requests = [Request(part, (("user", prompt),)) for part, prompt in enumerate(prompts)]
+    return {one.content()[:32]: one for one in requests}
+
+
+def refusing(root: Path, refusals: int) -> LedgerOfAFullDisk:
+    ledger = LedgerOfAFullDisk(Store(str(root)), "0123456789ab")
+    object.__setattr__(ledger, "refusals", [refusals])
+    return ledger
+
+
+def test_a_block_that_the_store_refused_is_written_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "BLOCK_REQUESTS", 4)
+    engine, requests = EngineOfTheTest(), asked(*(f"prompt {n}" for n in range(20)))
+    ledger = refusing(tmp_path, 3)
+    made = Generation(engine, Sampling(), ledger, lambda tokens: None)
+    done = made.complete(ONE, "a", requests)
+    made.close()
+    assert done is not None and done.keys() == requests.keys()
+    assert ledger.refusals == [0], "nothing was refused"  # type: ignore[attr-defined]
+    assert ledger.lookup(ONE, requests, "a") == done
+    assert len(engine.answered) == 20
+
+
+def test_a_store_that_takes_nothing_fails_the_shard_and_the_answers_stay_in_hand(tmp_path: Path) -> None:
+    requests = asked("hello", "you")
+    ledger = refusing(tmp_path, generation.SAVE_TRIES)
+    made = Generation(EngineOfTheTest(), Sampling(), ledger, lambda tokens: None)
+    with pytest.raises(OSError, match="No space left"):
+        made.complete(ONE, "a", requests)
+    assert made._thread.is_alive(), "the other shard's requests go on"
+    assert made.complete(OTHER, "b", asked("more")) is not None
+    made.close()
+    assert ledger.lookup(ONE, requests, "a").keys() == requests.keys(), "what was paid for is written once it can be"
+
+
+def test_when_the_engine_fails_every_shard_is_saved_before_the_first_is_told(tmp_path: Path) -> None:
+    """The first one that raises takes the worker's process with it."""
+    engine, ledger = EngineOfTheTest(), Ledger(Store(str(tmp_path)), "0123456789ab")
+    made = Generation(engine, Sampling(), ledger, lambda tokens: None)
+    waiting, failing = asked("three", "four", "silent"), asked("one", "fail")
+
+    def told(content: str, requests: dict[str, Request]) -> int:
+        """Answers in the ledger, of both shards, as this one hears of the failure."""
+        with pytest.raises(SetupFailed, match="the key is wrong"):
+            made.complete(content, content[0], requests)
+        return len(ledger.lookup(ONE, failing, "1")) + len(ledger.lookup(OTHER, waiting, "2"))
+
+    with ThreadPoolExecutor(2) as pool:
+        other = pool.submit(told, OTHER, waiting)
+        until(lambda: len(engine.answered) == 2)
+        time.sleep(0.5)  # so that the two do not look in step
+        one = pool.submit(told, ONE, failing)
+        assert (one.result(30), other.result(30)) == (3, 3)
+    made.close()
+
+
+def test_what_is_in_hand_is_saved_before_the_engine_s_end_is_awaited(tmp_path: Path) -> None:
+    engine, ledger = EngineOfTheTest(), Ledger(Store(str(tmp_path)), "0123456789ab")
+    engine.held.clear()
+    made = Generation(engine, Sampling(), ledger, lambda tokens: None)
+    requests = asked("one", "two", "silent")
+    with ThreadPoolExecutor(2) as pool:
+        shard = pool.submit(made.complete, ONE, "a", requests)
+        until(lambda: len(engine.answered) == 2)
+        closing = pool.submit(made.close)
+        try:
+            until(lambda: len(ledger.lookup(ONE, requests, "a")) == 2)
+            assert not closing.done(), "the engine had ended"
+        finally:
+            engine.held.set()
+        closing.result(30)
+        assert shard.result(30) is None
+
+
+def until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
