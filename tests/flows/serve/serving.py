@@ -68,10 +68,18 @@ class Serving:
         self.api.close()
 
     def get(self, path: str) -> Any:
-        deadline = time.monotonic() + 60
-        while (answer := self.api.get(path)).status_code == BUSY and time.monotonic() < deadline:
+        """Again where the server is busy or says nothing: on two loaded cores one question in thousands got no answer."""
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                answer = self.api.get(path, timeout=20)
+            except httpx.TransportError:
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                if answer.status_code != BUSY or time.monotonic() > deadline:
+                    return answer.raise_for_status().json()
             time.sleep(0.5)
-        return answer.raise_for_status().json()
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """Again, as Prefect's client and UI do, where SQLite's lock was not had in time: 503, and nothing was done."""
