@@ -23,7 +23,9 @@ class RayJob(BaseModel):
 
     dashboard: str = Field(description="URL of the cluster's dashboard, which takes jobs: http://head:8265.")
     forward: tuple[str, ...] = Field(
-        (), description="Environment variables, by name, that the job gets from here; it has the cluster's own anyway."
+        (),
+        description="Environment variables, by name, that the job gets from here; it has the cluster's own anyway. "
+        "Ray shows their values to whoever may look at its jobs, and keeps them: keys belong in the cluster's own.",
     )
     pending_seconds: float = Field(900.0, gt=0, description="Longest wait for the job to begin.")
     drain_seconds: float = Field(180.0, ge=1, description="Time that a stopped job has to drain before it is killed.")

@@ -33,8 +33,11 @@ def installed(packages: Sequence[str]) -> dict[str, str]:
         spec = importlib.util.find_spec(room)
         for folder in sorted(spec.submodule_search_locations or ()) if spec else ():
             for file in sorted(Path(folder).rglob("*")):
-                if file.is_file() and "__pycache__" not in file.parts:
-                    digest.update(f"{room}/{file.relative_to(folder).as_posix()}\0".encode())
+                inside = file.relative_to(folder)
+                # what editors and tools leave behind is no code: `.model.py.swp`, `.mypy_cache/`
+                hidden = any(part.startswith(".") or part == "__pycache__" for part in inside.parts)
+                if file.is_file() and not hidden:
+                    digest.update(f"{room}/{inside.as_posix()}\0".encode())
                     digest.update(hashlib.sha256(file.read_bytes()).digest())
     return {**found, "winnow's code": digest.hexdigest()[:12]}
 

@@ -51,6 +51,10 @@ class JobServer:
     def __init__(self, url: str) -> None:
         if not url.startswith(("http://", "https://")):
             raise JobRefused(f"--dashboard {url}: give the URL of the cluster's dashboard, such as http://head:8265")
+        if "@" in url.partition("://")[2].partition("/")[0]:
+            raise JobRefused(
+                "--dashboard: the URL holds a user name or password; take it out, and set RAY_AUTH_TOKEN to the token"
+            )
         self.url = url.rstrip("/")
         token = _token()
         self._client = httpx.Client(
@@ -69,8 +73,8 @@ class JobServer:
         """Every job that the cluster remembers, as Ray describes it."""
         return list(self._ask("GET", "/api/jobs/"))
 
-    def submit(self, name: str, entrypoint: str, environment: dict[str, str], marks: dict[str, str]) -> None:
-        """Starts a job, or leaves it at the one that somebody submitted under this name in the same moment."""
+    def submit(self, name: str, entrypoint: str, environment: dict[str, str], marks: dict[str, str]) -> bool:
+        """Starts a job. False where somebody else submitted one under this name in the same moment: that one runs."""
         body = {
             "entrypoint": entrypoint,
             "submission_id": name,
@@ -82,8 +86,11 @@ class JobServer:
         while "No available agent" in answer.text and time.monotonic() < deadline:
             time.sleep(1.0)  # a head that has just come up answers before it can start anything
             answer = self._send("POST", "/api/jobs/", body)
-        if not answer.is_success and "already exists" not in answer.text:
+        if not answer.is_success and "already exists" in answer.text:
+            return False
+        if not answer.is_success:
             raise JobRefused(f"the job server at {self.url} refused the job ({answer.status_code}): {_told(answer)}")
+        return True
 
     def status(self, name: str) -> tuple[JobStatus, str, int]:
         """How the job does, what Ray says of it, and the exit code of its command (1 where there is none)."""

@@ -115,10 +115,12 @@ def _join(address: str) -> None:
 
 def _reach(address: str) -> str:
     """HOST:PORT of the head. Ray itself would try for most of a minute, and then not say what is wrong."""
-    if address.startswith("ray://"):
+    named = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    if named.startswith("ray://"):
+        said = address if named == address else f"{address} (RAY_ADDRESS={named})"
         raise ClusterRefused(
-            f"--ray-address {address}: Ray Client is not supported; run on a node of the cluster with auto, or submit "
-            "a job with `winnow submit`"
+            f"--ray-address {said}: Ray Client is not supported; run on a node of the cluster with auto, or submit a "
+            "job with `winnow submit`"
         )
     where = services.canonicalize_bootstrap_address(address)
     if where is None:

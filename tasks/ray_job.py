@@ -91,19 +91,27 @@ def find_or_submit(server: JobServer, job: Job) -> tuple[str, bool]:
         if not JobStatus(last["status"]).ended:
             if same:
                 return name, True
-            raise JobRefused(
-                f"job {name} is at work at {job.output} with other parameters; wait for it, or stop it with "
-                f"`ray job stop --address {server.url} {name}`"
-            )
+            raise JobRefused(_in_the_way(server, name, job))
         if same and job.owner and marks.get("winnow_owner") == job.owner:
             return name, True
     name = f"{job.key}-{number + 1}"
     marks = {"winnow_parameters": job.digest, "winnow_owner": job.owner}
     try:
-        server.submit(name, ENTRY.format(parameters=job.packed), environment, marks)
+        began = server.submit(name, ENTRY.format(parameters=job.packed), environment, marks)
     except httpx.HTTPError as error:
         raise JobRefused(f"the job server at {server.url} did not take the job ({_why(error)}); try again") from error
-    return name, False
+    if not began:  # whose job it is has to be seen: it may do something else at this output
+        held = next((one for one in known_jobs(server) if one.get("submission_id") == name), {})
+        if (held.get("metadata") or {}).get("winnow_parameters") != job.digest:
+            raise JobRefused(_in_the_way(server, name, job))
+    return name, not began
+
+
+def _in_the_way(server: JobServer, name: str, job: Job) -> str:
+    return (
+        f"job {name} is at work at {job.output} with other parameters; wait for it, or stop it with "
+        f"`ray job stop --address {server.url} {name}`"
+    )
 
 
 def known_jobs(server: JobServer) -> list[dict[str, Any]]:

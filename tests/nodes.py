@@ -18,6 +18,7 @@ import psutil
 import pyarrow as pa
 
 from operators.base import execution
+from operators.language.openai_api import KEY_VARIABLES
 from tests.toys import Length
 
 RAY = str(Path(sys.executable).parent / "ray")
@@ -49,7 +50,7 @@ class Nodes:
 
     def __init__(self, jobs: bool = False, **environment: str) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="wn-", ignore_cleanup_errors=True)
-        hidden = ("RAY_ADDRESS", "PREFECT_API_URL", "PREFECT_PROFILE")
+        hidden = ("RAY_ADDRESS", "PREFECT_API_URL", "PREFECT_PROFILE", *KEY_VARIABLES)
         inherited = {name: value for name, value in os.environ.items() if name not in hidden}
         self.environment = {
             **inherited,
@@ -62,11 +63,12 @@ class Nodes:
         }
         self.port, self.running = free_port(), dict[str, subprocess.Popen[bytes]]()
         self.address = f"127.0.0.1:{self.port}"
+        client = free_port(self.port + 1)
         words = ["--head", f"--port={self.port}", "--num-cpus=0", f"--temp-dir={self.folder.name}"]
-        words += [f"--include-dashboard={str(jobs).lower()}", f"--ray-client-server-port={free_port(self.port + 1)}"]
+        words += [f"--include-dashboard={str(jobs).lower()}", f"--ray-client-server-port={client}"]
         self.dashboard = ""
         if jobs:
-            port = free_port(self.port + 2)
+            port = free_port(client + 1)
             words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
             self.dashboard = f"http://127.0.0.1:{port}"
         try:

@@ -29,6 +29,7 @@ class AutoscalerOptions(_Strict):
     version: Literal["v1", "v2"] = "v1"
     upscalingMode: Literal["Default", "Aggressive", "Conservative"] = "Default"
     idleTimeoutSeconds: int = Field(60, ge=0)
+    securityContext: dict[str, Any] = {}
     resources: dict[str, dict[str, str]] = {}
 
 

@@ -124,6 +124,7 @@ def test_a_stuck_worker_is_killed_and_its_shard_made_by_the_next(web: Path, tmp_
     assert not stuck.exists(), "the stuck process lives on"
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_always_stuck_fails_within_its_limits_and_the_next_run_makes_it(
     web: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -30,15 +31,11 @@ SHARDS = 8
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
-    pytest.importorskip("ray", reason="Ray is not installed: run make install-dev")
-    started = Nodes()
-    try:
-        started.add("a")
-        started.add("b")
-        yield started
-    finally:
-        started.end()
+def nodes(ray_head: Nodes) -> Iterator[Nodes]:
+    ray_head.add("b")
+    yield ray_head
+    if "b" in ray_head.running:
+        ray_head.kill("b")
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +143,7 @@ def test_the_whole_flow_on_the_cluster_makes_the_corpus_of_a_local_run(
     assert any(name.startswith("corpus/") for name in made["local"])
 
 
+@pytest.mark.slow
 def test_shards_of_a_node_that_dies_are_made_on_the_other(
     joined: Nodes, many: Path, trace: Path, tmp_path: Path
 ) -> None:
@@ -220,8 +218,10 @@ def test_an_address_without_a_cluster_is_refused_with_a_remedy(tmp_path: Path) -
     assert told("auto", RAY_ADDRESS=dead) == [closed]
     (client,) = told("ray://127.0.0.1:10001")
     assert "Ray Client is not supported" in client and "winnow submit" in client
+    assert "auto (RAY_ADDRESS=ray://" in told("auto", RAY_ADDRESS="ray://127.0.0.1:10001")[0]
 
 
+@pytest.mark.slow
 def test_a_node_with_another_winnow_is_refused_by_name(nodes: Nodes, tmp_path: Path) -> None:
     other = tmp_path / "winnow_corpus-0.0.9.dist-info"
     other.mkdir()
@@ -241,6 +241,21 @@ def test_a_worker_on_a_node_that_came_later_looks_too() -> None:
         actor.Actor(b"", {**here, "pyarrow": "0.1"}).setup()
     assert actor.differences(here, here) == ""
     assert actor.differences(here, {}).startswith("Python none there and 3.")
+
+
+def test_what_an_editor_leaves_is_no_other_winnow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = tmp_path / "tasks"
+    code.mkdir()
+    (code / "__init__.py").write_text("")
+    spec = importlib.util.spec_from_file_location("tasks", code / "__init__.py", submodule_search_locations=[str(code)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda room: spec if room == "tasks" else None)
+    before = actor.installed([])
+    (code / ".__init__.py.swp").write_text("x")
+    (code / ".mypy_cache").mkdir()
+    (code / ".mypy_cache" / "a.json").write_text("x")
+    assert actor.installed([]) == before
+    (code / "new.py").write_text("")
+    assert actor.installed([]) != before
 
 
 DRIVE = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,33 +29,20 @@ def seen_by_a_worker() -> list[str]:
     return [str(one.value or one.error) for one in outcomes]
 
 
-@pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
-    """A cluster that was started without the key."""
-    pytest.importorskip("ray", reason="Ray is not installed: run make install-dev")
-    monkeypatch.delenv(KEY_VARIABLES[0], raising=False)
-    started = Nodes()
-    try:
-        started.add("a")
-        yield started
-    finally:
-        started.end()
-
-
 def test_the_key_reaches_a_worker_of_a_cluster_and_stays_nowhere(
-    nodes: Nodes, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ray_head: Nodes, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from tasks.ray_executor import cluster
 
-    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+    monkeypatch.setenv("RAY_ADDRESS", ray_head.address)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     with cluster("auto"):
         monkeypatch.setenv(KEY_VARIABLES[0], CANARY)
         assert seen_by_a_worker() == [hashlib.sha256(CANARY.encode()).hexdigest()]
-        assert len(list(Path(nodes.folder.name).rglob("*.log"))) > 3, "Ray's logs are elsewhere"
-        assert holding(Path(nodes.folder.name)) == []
-    assert holding(Path(nodes.folder.name)) == []
+        assert len(list(Path(ray_head.folder.name).rglob("*.log"))) > 3, "Ray's logs are elsewhere"
+        assert holding(Path(ray_head.folder.name)) == []
+    assert holding(Path(ray_head.folder.name)) == []
     assert CANARY not in "".join(capfd.readouterr())
 
 

@@ -68,7 +68,7 @@ class Serving:
         self.api.close()
 
     def get(self, path: str) -> Any:
-        """Again where the server is busy or says nothing: on two loaded cores one question in thousands got no answer."""
+        """Again where the server is busy or says nothing: on two loaded cores a question may get none."""
         deadline = time.monotonic() + 120
         while True:
             try:
