@@ -41,7 +41,7 @@ def test_every_winnow_command_has_its_flags() -> None:
 
 
 def test_a_chart_starts_what_the_image_holds() -> None:
-    """The charts' own default, /opt/prefect/entrypoint.sh, is in Prefect's images alone."""
+    """The charts' own default, entrypoint.sh below Prefect's own folder, is in Prefect's images alone."""
     server = yaml.safe_load((INFRA / "helm/prefect-server.yaml").read_text())["server"]
     worker = yaml.safe_load((INFRA / "helm/prefect-worker.yaml").read_text())["worker"]
     assert server["command"] == worker["command"] == ["/usr/bin/tini", "-g", "--"]
