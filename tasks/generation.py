@@ -35,7 +35,7 @@ UNSAVED_MOST = 16 * BLOCK_REQUESTS
 class _Job:
     """One shard's requests: what is still out, what came back, and what the ledger does not hold yet.
 
-    ``left``: nobody waits for it any more. Where the store refused its last block it stays until that is written.
+    ``saving``: completions of a block that is on its way to the store. ``left``: nobody waits for it any more. Where the store refused its last block it stays until that is written.
     """
 
     content: str
@@ -43,6 +43,7 @@ class _Job:
     waiting: int
     done: dict[str, Completion] = field(default_factory=dict)
     unsaved: dict[str, Completion] = field(default_factory=dict)
+    saving: int = 0
     finished: threading.Event = field(default_factory=threading.Event)
     left: bool = False
 
@@ -163,7 +164,8 @@ class Generation:
         """A store that does not take a block gets it again with the next one; only too much at risk is an error."""
         jobs = self._all()
         with self._lock:
-            unsaved = sum(len(job.unsaved) for job in jobs)
+            # a block on its way is as much at risk as those that wait: together they are never more than one
+            unsaved = sum(len(job.unsaved) + job.saving for job in jobs)
         waited = time.monotonic() - self._saved
         full = unsaved >= BLOCK_REQUESTS and waited > self._pause
         if full or (unsaved and waited > BLOCK_SECONDS):
@@ -194,6 +196,7 @@ class Generation:
         for job in jobs:
             with self._lock:
                 block, job.unsaved = job.unsaved, {}
+                job.saving = len(block)
             if not block:
                 continue
             try:
@@ -202,3 +205,6 @@ class Generation:
                 with self._lock:
                     job.unsaved = {**block, **job.unsaved}
                 raise
+            finally:
+                with self._lock:
+                    job.saving = 0

@@ -62,6 +62,15 @@ class LedgerOfAFullDisk(Ledger):
         return super().append(content, name, completions)
 
 
+class LedgerOfASlowStore(Ledger):
+    """Writes nothing until ``held`` is set."""
+
+    def append(self, content: str, name: str, completions: Mapping[str, Completion]) -> str:
+        held: threading.Event = self.held  # type: ignore[attr-defined]
+        assert held.wait(30)
+        return super().append(content, name, completions)
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation, "SAVE_PAUSE_SECONDS", 0.05)
@@ -140,6 +149,27 @@ def test_what_is_in_hand_is_saved_before_the_engine_s_end_is_awaited(tmp_path: P
             engine.held.set()
         closing.result(30)
         assert shard.result(30) is None
+
+
+def test_a_block_on_its_way_counts_as_one_at_risk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one shard's last answers are being written, another's may not become a second block that a kill would cost."""
+    monkeypatch.setattr(generation, "BLOCK_REQUESTS", 4)
+    engine, ledger = EngineOfTheTest(), LedgerOfASlowStore(Store(str(tmp_path)), "0123456789ab")
+    object.__setattr__(ledger, "held", threading.Event())
+    made = Generation(engine, Sampling(), ledger, lambda tokens: None)
+    few, many = asked("one", "two", "three"), asked(*(f"prompt {n}" for n in range(20)))
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(made.complete, ONE, "a", few)
+        until(lambda: len(engine.answered) == 3)
+        second = pool.submit(made.complete, OTHER, "b", many)
+        until(lambda: len(engine.answered) == 4)
+        time.sleep(0.3)
+        at_risk = len(engine.answered)
+        ledger.held.set()  # type: ignore[attr-defined]
+        assert first.result(30) is not None and second.result(30) is not None
+    made.close()
+    assert at_risk == 4, f"{at_risk} answers are in memory alone"
+    assert len(engine.answered) == 23
 
 
 def until(reached: Callable[[], bool]) -> None:
