@@ -325,9 +325,15 @@ class RayPool:
             raise error.cause if isinstance(error.cause, Exception) else RuntimeError(str(error)) from error
 
     def capacity(self, cpus: float, gpus: float) -> int:
-        """Workers that fit on the nodes, each on one; on a cluster that grows, those that fit when it has grown."""
+        """Workers that fit on the nodes, each on one; on a cluster that grows, those that fit when it has grown.
+
+        Raises ClusterLost where no node is left.
+        """
         wants = {"CPU": cpus, "GPU": gpus, "memory": self.resources.memory_bytes or 0}
-        now = sum(_fits(one["Resources"], wants) for one in ray.nodes() if one["Alive"])
+        alive = [one for one in ray.nodes() if one["Alive"]]
+        if not alive:  # nothing is wrong with what a worker wants
+            raise ClusterLost(f"the Ray cluster at {self._head} has no node left")
+        now = sum(_fits(one["Resources"], wants) for one in alive)
         most = state.state.get_max_resources_from_cluster_config()
         return max(now, _fits(most, wants) if most else 0)
 

@@ -175,6 +175,18 @@ class Output:
         )
 
 
+def difference(one: Output, other: Output) -> str:
+    """The first few facts that one has and the other has not."""
+    found = [
+        {f"{name}: {fact}" for name, facts in vars(output).items() for fact in _facts(facts)} for output in (one, other)
+    ]
+    return "; ".join(sorted(found[0] ^ found[1])[:4])
+
+
+def _facts(held: object) -> list[object]:
+    return list(held.items()) if isinstance(held, dict) else list(held) if isinstance(held, frozenset) else []
+
+
 def rows_of(store: Store, path: str) -> list[dict[str, Any]]:
     with store.fetched(path) as (local, _):
         return list(pq.read_table(local).to_pylist())

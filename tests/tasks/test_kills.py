@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash_points import AFTER, BEFORE, HALF, SENT, Kind, Point, child, steps_in
-from tests.small_job import BLOCK, Job, Output, check_whole, prompts_twice
+from tests.small_job import BLOCK, Job, Output, check_whole, difference, prompts_twice
 from tests.tasks.test_commit import aws
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -94,18 +94,6 @@ class Bench:
             more = chance.choice([one for one in missed if one in self.steps] or sorted(self.steps))
             chain.append(Point(more, chance.randrange(min(3, self.steps[more]))))
         return chain
-
-
-def difference(one: Output, other: Output) -> str:
-    """The first few facts that one has and the other has not."""
-    found = [
-        {f"{name}: {fact}" for name, facts in vars(output).items() for fact in _facts(facts)} for output in (one, other)
-    ]
-    return "; ".join(sorted(found[0] ^ found[1])[:4])
-
-
-def _facts(held: object) -> list[object]:
-    return list(held.items()) if isinstance(held, dict) else list(held) if isinstance(held, frozenset) else []
 
 
 def test_kills_in_the_commit_protocol_lose_nothing_and_change_no_byte(tmp_path: Path, root: str) -> None:

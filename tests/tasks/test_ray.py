@@ -17,7 +17,7 @@ import pytest
 from operators.base import Resources
 from tasks import stages
 from tasks.executor import Policy, SetupFailed
-from tasks.ray_executor import RayPool, cluster
+from tasks.ray_executor import ClusterLost, RayPool, cluster
 from tasks.source import SourceColumns, open_source
 from tasks.stage import Bounds, Execution, Executor, StageResult, run_stage
 from tasks.store import Store
@@ -185,3 +185,14 @@ def test_a_cluster_inside_a_cluster_is_the_same_one() -> None:
     with cluster(cpus=1):
         assert RayPool(Resources()).capacity(1, 0) == 2
     assert RayPool(Resources()).capacity(1, 0) == 2, "the inner one took the outer one down"
+
+
+def test_a_ray_without_a_node_is_lost_and_not_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after its raylet was killed between two stages; what a worker wants has nothing to do with it."""
+    import ray
+
+    pool, nodes = RayPool(Resources()), ray.nodes()
+    assert pool.capacity(1, 0) == 2
+    monkeypatch.setattr("tasks.ray_executor.ray.nodes", lambda: [{**one, "Alive": False} for one in nodes])
+    with pytest.raises(ClusterLost, match=r"the Ray cluster at 127\.0\.0\.1:\d+ has no node left"):
+        pool.capacity(1, 0)
