@@ -8,6 +8,7 @@ import pyarrow as pa
 from prefect import flow
 from pydantic import ValidationError
 
+from flows.credentials import credentials
 from flows.engine import engine_settings, longest_request
 from flows.parameters import CurateText
 from flows.placement import check_placement
@@ -130,6 +131,11 @@ def engine_notes(settings: EngineSettings) -> dict[str, str | int]:
 def curate_text(parameters: CurateText) -> RunSummary:
     """One curated corpus from one source. Raises RunIncomplete unless every account closes."""
     check_placement(parameters)
+    with credentials(parameters.credentials):
+        return _curate_text(parameters)
+
+
+def _curate_text(parameters: CurateText) -> RunSummary:
     plan = prepare(parameters)
     # one observer for the whole run: what bounds it is what its stages listen to, whoever started the flow
     with listening() as bounds, run_log():

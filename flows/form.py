@@ -15,7 +15,7 @@ from typing import Any
 from pydantic.fields import ComputedFieldInfo, FieldInfo
 
 PANELS = {
-    "Data": ("input", "output", "columns", "seed", "limit", "shards", "first_date", "last_date"),
+    "Data": ("input", "output", "credentials", "columns", "seed", "limit", "shards", "first_date", "last_date"),
     "Decisions": ("keep", "tag", "tag_probability", "max_quarantine"),
     "Rephrasing": (
         "rephrase rephrase_share styles piece_tokens max_new_tokens temperature model engine dtype engine_gpus "

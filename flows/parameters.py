@@ -39,12 +39,27 @@ def no_password(value: str) -> str:
     return value
 
 
+def _block_name(value: str) -> str:
+    if not re.fullmatch(BLOCK_NAME, value) or value.startswith("sk-"):
+        raise ValueError(  # what was given may be a secret itself, so it is not repeated
+            "is no name of a block (small letters, digits and hyphens); make a block of the kind Winnow credentials in "
+            "Prefect's UI, and give its name and nothing of what is in it"
+        )
+    return value
+
+
+BLOCK_NAME = r"[a-z0-9][a-z0-9-]{0,63}"
 WITH_USERINFO = r"\s*[A-Za-z0-9+.:-]+://[^/@\s]*:[^/\s]*@"
 Place = Annotated[
     str,
     StringConstraints(min_length=1, max_length=4096, pattern=r"\S"),
     AfterValidator(no_password),
     Field(json_schema_extra={"pattern": rf"^(?!{WITH_USERINFO}).*\S"}),  # the form stores what it lets pass
+]
+BlockName = Annotated[
+    str,
+    AfterValidator(_block_name),
+    Field(json_schema_extra={"pattern": rf"^(?!sk-){BLOCK_NAME}$"}),  # the form stores what it lets pass
 ]
 Condition = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
 Glob = Annotated[str, StringConstraints(min_length=1, max_length=4096), AfterValidator(_glob)]
@@ -73,6 +88,10 @@ class CurateText(BaseModel):
         description="Folder, file or glob of .parquet or .jsonl (.gz, .zst) on any fsspec URL: /data, s3://bucket/web/*.parquet."
     )
     output: Place = Field(description="Folder or bucket prefix that will hold stages, corpus and records.")
+    credentials: BlockName | None = Field(
+        None,
+        description="Name of a block of the kind Winnow credentials on Prefect's server; default: the environment.",
+    )
     columns: dict[str, str] = Field(
         {},
         description='Our column = the source\'s: text=content; in a form or file `{"text": "content"}`. '

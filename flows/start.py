@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +14,7 @@ from rich.console import Console
 from flows.cli import CLOSED, OPEN, REFUSED, print_json
 from flows.display import StageDisplay
 from flows.parameters import CurateText
-from flows.prefect_server import prefect_api
+from flows.prefect_server import NoServer, prefect_api
 from flows.signals import drained_by_signals
 from tasks import logs
 from tasks.observe import Observer, watched_by
@@ -43,22 +44,35 @@ def start(
     show: Callable[[RunSummary, bool], int] | None = None,
 ) -> int:
     """Runs ``curate_text``, shows its summary and returns the exit code. ``retry``: it does again what a run left."""
-    console = Console(stderr=True)
     for name, value in PREFECT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if "PREFECT_API_URL" in os.environ:  # a server that outlives the run, and where somebody may read its log
         for kind in ("FLOW", "TASK"):
             os.environ.setdefault(f"PREFECT_LOGGING_LOGGERS_PREFECT_{kind}_RUNS_LEVEL", "INFO")
+    from flows.credentials import credentials  # imports Prefect
+    from flows.curate_text import prepare
+
+    with ExitStack() as early:
+        try:
+            if parameters.credentials:  # they are asked for before all else, from the server that the run has
+                early.enter_context(prefect_api())
+            with credentials(parameters.credentials):
+                prepare(parameters)
+        except (Refused, NoServer) as error:
+            return refuse(str(error))
+        return _carry_out(parameters, as_json, retry, show or finish)
+
+
+def _carry_out(
+    parameters: CurateText, as_json: bool, retry: Retry | None, show: Callable[[RunSummary, bool], int]
+) -> int:
     import httpx  # Prefect's client raises its errors
     from prefect.exceptions import PrefectException, TerminationSignal
 
-    from flows.curate_text import curate_text, prepare  # imports Prefect
+    from flows.curate_text import curate_text
     from tasks.run import RunIncomplete
 
-    try:
-        prepare(parameters)
-    except Refused as error:
-        return refuse(str(error))
+    console = Console(stderr=True)
     bounds = Bounds()
     watcher = Observer(bounds=bounds, retry=retry)
     try:
@@ -88,7 +102,7 @@ def start(
     if watcher.summary is None:
         say("the flow ended without a summary; run the same command again")
         return OPEN
-    code = (show or finish)(watcher.summary, as_json)
+    code = show(watcher.summary, as_json)
     if watcher.prefect_lost:
         # everything is written; Prefect would hold the process for seconds an event that nobody will ever take
         sys.stdout.flush()

@@ -63,13 +63,18 @@ class Actor:
         self.packed, self.expected = packed, expected
         self.worker: Any = None
 
-    def setup(self, environment: Mapping[str, str] | None = None) -> None:
+    def setup(self, environment: Mapping[str, str | None] | None = None) -> None:
         """Raises ValueError where this node is not what the driver is.
 
-        ``environment``: secrets that the worker needs. They come as the argument of a call, which goes from process to
-        process and is kept nowhere; Ray's own way (runtime_env) stands in the cluster's tables and logs.
+        ``environment``: secrets that the worker needs, None where a variable must not be set. They come as the argument
+        of a call, which goes from process to process and is kept nowhere; Ray's own way (runtime_env) stands in the
+        cluster's tables and logs.
         """
-        os.environ.update(environment or {})
+        for name, value in (environment or {}).items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
         if self.expected:
             host, there = look([name for name in self.expected if name not in ("Python", "winnow's code")])
             if told := differences(self.expected, there):

@@ -22,6 +22,7 @@ from typing import Any, TextIO
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.orjson import OrjsonFormatter
 
+from tasks.credentials import scrubbed
 from tasks.report.facts import without_secrets
 
 FORMAT, LEVEL = "WINNOW_LOG_FORMAT", "WINNOW_LOG_LEVEL"
@@ -58,8 +59,8 @@ def run_is(run_id: str | None) -> None:
 
 
 def masked(text: str) -> str:
-    """Without passwords in URLs, signed query parts and bearer tokens."""
-    text = str(without_secrets(text))
+    """Without the secrets of this process, passwords in URLs, signed query parts and bearer tokens."""
+    text = str(without_secrets(scrubbed(text)))
     return _BEARER.sub(r"\1***", _QUERY.sub(r"\1***", text))
 
 

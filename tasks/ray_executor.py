@@ -35,8 +35,8 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from operators.base import Resources
-from operators.language.openai_api import KEY_VARIABLES
 from tasks import actor
+from tasks.credentials import for_workers
 from tasks.runs import PACKAGES
 from tasks.workers import Worker, WorkerDied
 
@@ -224,7 +224,7 @@ class _RayHandle:
 
     def call(self, method: str, *arguments: Any) -> Any:
         if method == "setup":
-            arguments = ({name: os.environ[name] for name in KEY_VARIABLES if name in os.environ},)
+            arguments = (for_workers(),)
         future = getattr(self.actor, method).remote(*arguments)
         if method == "setup":
             self.setup = future

@@ -18,7 +18,7 @@ import psutil
 import pyarrow as pa
 
 from operators.base import execution
-from operators.language.openai_api import KEY_VARIABLES
+from operators.language.keys import KEY_VARIABLES
 from tests.toys import Length
 
 RAY = str(Path(sys.executable).parent / "ray")

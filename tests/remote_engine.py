@@ -13,7 +13,7 @@ import pytest
 
 from operators.language import fleet
 from operators.language.engine import Completion, Engine, EngineSettings, Request, Sampling
-from operators.language.openai_api import KEY_VARIABLES
+from operators.language.keys import KEY_VARIABLES
 from operators.language.openai_client import Limits
 from operators.language.openai_engine import OpenAIEngine
 from tasks.workers import Beat
@@ -56,12 +56,15 @@ def text_of(request: Request) -> str:
 
 
 class KeyReader:
-    """A worker that says which key it sees, as a hash."""
+    """A worker that says what it sees in a variable of its environment, as a hash."""
 
     concurrency = 1
 
+    def __init__(self, name: str = KEY_VARIABLES[0]) -> None:
+        self.name = name
+
     def setup(self) -> None:
-        self.seen = hashlib.sha256(os.environ.get(KEY_VARIABLES[0], "").encode()).hexdigest()
+        self.seen = hashlib.sha256(os.environ.get(self.name, "").encode()).hexdigest()
 
     def process(self, unit: int) -> str:
         return self.seen

@@ -37,6 +37,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.workers.process import ProcessWorker
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from flows import credentials
 from flows.serve.pools import POOLS, SHIPPED, BadDeployments, Pool
 
 
@@ -178,6 +179,7 @@ def put_on_server(held: DeploymentFile) -> tuple[str, list[str]]:
         with get_client(sync_client=True) as client:
             create_pools(client)
             done = register(client, held)
+            credentials.put_on_server()
             past = [*close_lost_runs(client), *drop_missed_runs(client)]
             return table(client, done.names), [*done.trouble, *past]
     except (httpx.HTTPError, PrefectException) as error:

@@ -15,9 +15,7 @@ import orjson
 from operators.language.chat import finished_text
 from operators.language.choose import OPENAI, EngineError
 from operators.language.engine import FinishReason, Request, Sampling
-
-KEY_VARIABLES: Final = ("WINNOW_ENGINE_API_KEY", "OPENAI_API_KEY")
-"""Environment variables that may hold the key, the first one that is set counts. Workers get them from the driver."""
+from operators.language.keys import KEY_VARIABLES
 
 _TOO_LONG: Final = (
     "context_length",

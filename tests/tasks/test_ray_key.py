@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from operators.base import Resources
-from operators.language.openai_api import KEY_VARIABLES
+from operators.language.keys import KEY_VARIABLES
+from tasks.credentials import given
 from tasks.executor import Effort, Policy, run_units
 from tests.nodes import TOKEN, Nodes
 from tests.remote_engine import KeyReader
@@ -22,10 +23,10 @@ def holding(folder: Path) -> list[str]:
     return [str(one) for one in folder.rglob("*") if one.is_file() and CANARY.encode() in one.read_bytes()]
 
 
-def seen_by_a_worker() -> list[str]:
+def seen_by_a_worker(name: str = KEY_VARIABLES[0]) -> list[str]:
     from tasks.ray_executor import RayPool
 
-    outcomes = run_units(RayPool(Resources(cpus=1)), KeyReader(), [1], Policy(setup_seconds=120), Effort())
+    outcomes = run_units(RayPool(Resources(cpus=1)), KeyReader(name), [1], Policy(setup_seconds=120), Effort())
     return [str(one.value or one.error) for one in outcomes]
 
 
@@ -40,6 +41,13 @@ def test_the_key_reaches_a_worker_of_a_cluster_and_stays_nowhere(
     with cluster("auto"):
         monkeypatch.setenv(KEY_VARIABLES[0], CANARY)
         assert seen_by_a_worker() == [hashlib.sha256(CANARY.encode()).hexdigest()]
+        # a store's credentials are each machine's own, unless this run was given some: then they are everywhere
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the driver's own")
+        assert seen_by_a_worker("AWS_SECRET_ACCESS_KEY") == [hashlib.sha256(b"").hexdigest()]
+        with given({"AWS_SECRET_ACCESS_KEY": CANARY, KEY_VARIABLES[0]: None}):
+            assert seen_by_a_worker("AWS_SECRET_ACCESS_KEY") == [hashlib.sha256(CANARY.encode()).hexdigest()]
+            assert seen_by_a_worker() == [hashlib.sha256(b"").hexdigest()]
+        assert seen_by_a_worker("AWS_SECRET_ACCESS_KEY") == [hashlib.sha256(b"").hexdigest()]
         assert len(list(Path(ray_head.folder.name).rglob("*.log"))) > 3, "Ray's logs are elsewhere"
         assert holding(Path(ray_head.folder.name)) == []
     assert holding(Path(ray_head.folder.name)) == []
