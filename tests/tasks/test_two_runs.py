@@ -11,6 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tasks import commit
 from tasks.store import Store
 from tasks.verify import verify
@@ -105,6 +107,7 @@ def test_each_shard_is_committed_once_and_both_runs_end_right(tmp_path: Path, ro
     assert whole.same(undisturbed(Job(tmp_path, f"{root}/calm")))
 
 
+@pytest.mark.parametrize("root", ["folder", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
 def test_two_thresholds_at_once_do_not_meet_in_what_depends_on_them(tmp_path: Path, root: str) -> None:
     lenient = Job(tmp_path, f"{root}/shared", LENIENT).write(SHARDS)
     strict = Job(tmp_path, f"{root}/shared", STRICT)
