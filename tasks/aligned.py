@@ -50,10 +50,10 @@ class Input:
 
 def units(inputs: Sequence[Dataset]) -> list[Unit]:
     """A unit for every name that all the input datasets hold, in name order."""
-    tables = [dataset.by_name() for dataset in inputs]
+    base, tables = inputs[0], [dataset.by_name() for dataset in inputs[1:]]
     return [
-        Unit(shard.name, tuple(table[shard.name] for table in tables))
-        for shard in inputs[0].shards
+        Unit(shard.name, (shard, *(table[shard.name] for table in tables)))
+        for shard in base.shards
         if all(shard.name in table for table in tables)
     ]
 

@@ -23,11 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from tasks.dataset import FORMAT_VERSION, HIDDEN, Folder
+from tasks.dataset import HIDDEN, Folder
 from tasks.store import Store, StoreError, explain, sha256_of
 from tasks.summary import Accounts
 
 FOOTER = b"winnow"
+FOOTER_VERSION = 1
 ROW_GROUP_ROWS = 16384
 TEMPORARY = f"{HIDDEN}/tmp"
 CONFLICT_RETRIES = 6
@@ -45,7 +46,7 @@ class Footer(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = FOOTER_VERSION
     stage: str
     fingerprint: str
     name: str
@@ -127,7 +128,7 @@ def read_footer(file: Path) -> Footer | None:
         return Footer.model_validate(orjson.loads(raw))
     except ValueError as error:  # pydantic's and orjson's alike
         raise StoreError(
-            f"{file.name}: its footer is of another winnow (this one writes format {FORMAT_VERSION}); use the newer one"
+            f"{file.name}: its footer is of another winnow (this one writes format {FOOTER_VERSION}); use the newer one"
         ) from error
 
 

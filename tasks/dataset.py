@@ -18,7 +18,11 @@ from tasks.store import Store
 if TYPE_CHECKING:
     from tasks.source import SourceColumns
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of records and manifests. tasks/records.py reads every older one."""
+IDENTITY_VERSION = 1
+"""Part of every fingerprint. A new one makes everything anew at every output root, so a new way to write records down
+leaves it alone."""
 HIDDEN = ".winnow"
 KEY_LENGTH = 12
 SLUG_LENGTH = 80

@@ -4,11 +4,11 @@ quarantined rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tasks.aligned import Unit
-from tasks.dataset import Folder, Shard
+from tasks.dataset import Folder, Shard, slug
 from tasks.records import Record
 from tasks.store import StoreError
 from tasks.summary import Shape
@@ -37,6 +37,20 @@ class Retry:
             )
 
 
+def explained(records: Collection[Record], standing: Mapping[str, int], work: Sequence[Unit], folder: Folder) -> bool:
+    """Whether older records could say nothing new: no file of an unfinished shard stands, and no superseded one, that
+    these records do not name. Without it a nightly run would read the manifests of all the nights before.
+    """
+    found = finished_shards(list(records), standing, work)
+    named = {record.path for record in records}
+    if any(folder.file(one.name, one.supersedes) in standing for one in records if one.supersedes):
+        return False
+    if len(found) == len(work):
+        return True
+    unnamed = {path.rsplit("/", 1)[-1].rsplit("-", 1)[0] for path in standing.keys() - named}
+    return not any(slug(unit.name) in unnamed for unit in work if unit.name not in found)
+
+
 def finished_shards(known: Sequence[Record], standing: Mapping[str, int], work: Sequence[Unit]) -> dict[str, Record]:
     """Records whose inputs are what lies there now and whose data file still stands with its size; of several
     attempts the latest.
@@ -62,6 +76,8 @@ def to_do(
     retry: Retry | None,
 ) -> tuple[list[Unit], list[str]]:
     """Units that are not finished, and in a retry those that left rows in quarantine, whose names come second."""
+    if retry is None and len(found) == len(work):
+        return [], []
     named: dict[str, list[Record]] = {}
     for record in known:
         if standing.get(record.path) == record.bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -22,10 +22,10 @@ from tasks.dataset import Dataset, Folder
 from tasks.executor import Effort, Policy, Pool, Worker, run_units
 from tasks.local_executor import LocalPool
 from tasks.logs import about, event
-from tasks.pending import Retry, finished_shards, to_do
+from tasks.pending import Retry, explained, finished_shards, to_do
 from tasks.progress import Meter, Progress
 from tasks.quarantine import RECOVERED
-from tasks.records import Record, compact, read_records
+from tasks.records import Record, compact, read_known, uncollected
 from tasks.store import Store
 from tasks.summary import Accounts, Failure, Shape, StageSummary, Status
 
@@ -153,11 +153,17 @@ def _run_stage(
     began = time.monotonic()
     if retry is not None:
         retry.check(stage.folder, stage.shape)
-    work = units(stage.inputs)
-    standing = {entry.path: entry.size for entry in output.entries(stage.folder.data)}
-    known = read_records(output, stage.folder)
-    found = finished_shards(known, standing, work)
-    todo, again = to_do(work, found, known, standing, retry)
+    with uncollected():
+        work = units(stage.inputs)
+        standing = {entry.path: entry.size for entry in output.entries(stage.folder.data)}
+
+        def enough(records: Collection[Record]) -> bool:
+            return retry is None and explained(records, standing, work, stage.folder)
+
+        on_record = read_known(output, stage.folder, enough=enough)
+        known = on_record.records
+        found = finished_shards(known, standing, work)
+        todo, again = to_do(work, found, known, standing, retry)
     stood = {name: found.pop(name) for name in again}
     before = len(found)
     effort = Effort()
@@ -204,7 +210,10 @@ def _run_stage(
                 waiting += 1
     bounds.spend(effort.tokens)
     records = [found[unit.name] for unit in work if unit.name in found]
-    version = compact(output, stage.folder, records) if records and not waiting and not failures else ""
+    version = ""
+    if records and not waiting and not failures:
+        with uncollected():
+            version = compact(output, stage.folder, records, on_record, made)
     retire(output, stage.folder, [*known, *made], {**standing, **{record.path: record.bytes for record in made}})
     accounts = Accounts.total(record.accounts for record in records)
     summary = StageSummary(

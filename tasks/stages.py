@@ -13,7 +13,7 @@ from operators.safety.tags import HarmTags
 from tasks.aligned import Input
 from tasks.annotate import AnnotateWorker
 from tasks.build import GatherWorker, Origin, ResolveWorker, ScatterWorker
-from tasks.dataset import FORMAT_VERSION, Dataset, Folder
+from tasks.dataset import IDENTITY_VERSION, Dataset, Folder
 from tasks.ledger import Ledger
 from tasks.models import resolve
 from tasks.rewrite import Choice, RewriteWorker
@@ -31,7 +31,7 @@ def operator_identity(operator: Operator) -> dict[str, object]:
 def annotate(name: str, operator: Annotator, inputs: Sequence[Dataset], output: Store) -> Stage:
     """The stage ``<name>/<fingerprint>/`` that annotates the first dataset; further ones give it aligned columns."""
     stands_for, marks = operator_identity(operator), [one.mark for one in inputs]
-    mark = fingerprint(FORMAT_VERSION, Shape.ANNOTATE, stands_for, marks)
+    mark = fingerprint(IDENTITY_VERSION, Shape.ANNOTATE, stands_for, marks)
     folder = Folder(name, mark)
     worker = AnnotateWorker(operator, tuple(Input.of(one) for one in inputs), output, folder)
     told = {**stands_for, "references": operator.models(), "inputs": marks}
@@ -54,10 +54,10 @@ def rewrite(
     runs = asdict(identity(engine, model.sha256, model.tokenizer_sha256))
     # the context's end cuts a completion short, so its length is part of what was asked for
     asked = {**sampling.model_dump(mode="json"), "max_model_len": engine.max_model_len}
-    ledger_mark = fingerprint(FORMAT_VERSION, "ledger", runs, asked)
+    ledger_mark = fingerprint(IDENTITY_VERSION, "ledger", runs, asked)
     stands_for, marks = operator_identity(rewriter), [one.mark for one in inputs]
     made = [stands_for, ledger_mark, asdict(choice), marks]
-    mark = fingerprint(FORMAT_VERSION, Shape.REWRITE, made)
+    mark = fingerprint(IDENTITY_VERSION, Shape.REWRITE, made)
     folder = Folder(name, mark)
     contents = [shard.content for shard in inputs[0].shards]
     worker = RewriteWorker(
@@ -95,7 +95,9 @@ BUILD_VERSION = "1"
 def resolving(corpus: str, origin: Origin, inputs: Sequence[Dataset], seed: int, output: Store) -> Stage:
     """Counts the tokens of what one origin could give. Hidden: it is no dataset a person reads."""
     config = {"origin": origin.name, "routes": origin.routes, "seed": seed}
-    folder = Folder(f"{corpus}-resolve-{origin.name}", fingerprint(FORMAT_VERSION, BUILD_VERSION, config), hidden=True)
+    folder = Folder(
+        f"{corpus}-resolve-{origin.name}", fingerprint(IDENTITY_VERSION, BUILD_VERSION, config), hidden=True
+    )
     worker = ResolveWorker(output, folder, inputs=tuple(Input.of(one) for one in inputs), origin=origin, seed=seed)
     return Stage(folder, Shape.BUILD, "Resolve", BUILD_VERSION, tuple(inputs), worker, identity=config)
 
@@ -105,7 +107,9 @@ def scattering(
 ) -> Stage:
     """The rows of one origin that go into the corpus, shard by shard."""
     config = [asdict(origin), operator_like(tags), seed]
-    folder = Folder(f"{corpus}-scatter-{origin.name}", fingerprint(FORMAT_VERSION, BUILD_VERSION, config), hidden=True)
+    folder = Folder(
+        f"{corpus}-scatter-{origin.name}", fingerprint(IDENTITY_VERSION, BUILD_VERSION, config), hidden=True
+    )
     worker = ScatterWorker(
         output, folder, inputs=tuple(Input.of(one) for one in inputs), origin=origin, tags=tags, seed=seed
     )
@@ -116,7 +120,7 @@ def scattering(
 def gathering(corpus: str, scattered: Sequence[tuple[Folder, Dataset]], partitions: Dataset, output: Store) -> Stage:
     """The corpus files. The fingerprint holds the dataset versions that they join."""
     joined = [[folder.fingerprint, dataset.version] for folder, dataset in scattered]
-    folder = Folder(corpus, fingerprint(FORMAT_VERSION, BUILD_VERSION, "gather", joined, len(partitions.shards)))
+    folder = Folder(corpus, fingerprint(IDENTITY_VERSION, BUILD_VERSION, "gather", joined, len(partitions.shards)))
     worker = GatherWorker(
         output, folder, scattered=tuple(one for _, one in scattered), partitions=len(partitions.shards)
     )

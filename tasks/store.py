@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from stat import S_ISREG
 from tempfile import TemporaryDirectory
 from typing import IO, Any, TypeVar
 
@@ -117,9 +118,14 @@ class Store:
         return f"{self.url}/{path}" if path else self.url
 
     def entries(self, prefix: str = "") -> list[Entry]:
-        """Every object below ``prefix``, sorted by path. An absent prefix is an empty list."""
+        """Every object below ``prefix``, sorted by path. An absent prefix is an empty list.
+
+        Raises StoreError where a part of it may not be listed: what is not seen would count as not there.
+        """
         root = self._open()[1]
         try:
+            if self.local:
+                return sorted(_walked(self.absolute(prefix), len(root) + 1), key=lambda entry: entry.path)
             found = self.fs.find(self.absolute(prefix), detail=True)
         except FileNotFoundError:
             return []
@@ -129,10 +135,7 @@ class Store:
         for path, info in found.items():
             if info.get("type") == "directory":
                 continue
-            try:
-                token = self._token(path, info)
-            except FileNotFoundError:  # removed since the listing, as records are that another run compacts
-                continue
+            token = self._token(path, info)
             entries.append(Entry(str(path)[len(root) + 1 :], int(info.get("size") or 0), token, _modified(info)))
         return sorted(entries, key=lambda entry: entry.path)
 
@@ -189,12 +192,41 @@ class Store:
     def _token(self, path: str, info: dict[str, Any]) -> str:
         """Version token: ETag, version or generation; locally size, mtime and inode."""
         if self.local:
-            stat = os.stat(path)
-            return f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ino}"
+            return _local_token(os.stat(path))
         for key in ("ETag", "etag", "generation", "versionId", "md5Hash", "mtime", "LastModified", "created"):
             if info.get(key):
                 return f"{info.get('size')}-{str(info[key]).strip(chr(34))}"
         return str(info.get("size"))
+
+
+def _local_token(stat: os.stat_result) -> str:
+    return f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ino}"
+
+
+def _walked(top: str, cut: int) -> Iterator[Entry]:
+    """Every file below a local folder, one stat each. fsspec's walk leaves out, silently, what it may not read, and
+    would give a pipe for a file.
+
+    ``cut``: characters of an absolute path that are the store's root.
+    """
+    waiting = [top]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            listing = os.scandir(folder)
+        except (FileNotFoundError, NotADirectoryError):  # gone since it was found, or never there
+            continue
+        with listing:
+            for one in listing:
+                if one.is_dir(follow_symlinks=False):
+                    waiting.append(one.path)
+                    continue
+                try:
+                    stat = one.stat()
+                except FileNotFoundError:  # removed meanwhile, as records are that another run compacts; or a dead link
+                    continue
+                if S_ISREG(stat.st_mode):
+                    yield Entry(one.path[cut:], stat.st_size, _local_token(stat), stat.st_mtime)
 
 
 def _modified(info: dict[str, Any]) -> float:

@@ -14,8 +14,8 @@ import pytest
 from operators.route import Route
 from tasks import stages
 from tasks.commit import FOOTER
-from tasks.dataset import HIDDEN
-from tasks.records import Manifest, Record
+from tasks.dataset import HIDDEN, Folder
+from tasks.records import Manifest, Record, read_manifest
 from tasks.runs import save_run
 from tasks.source import SourceColumns, open_source
 from tasks.stage import Execution, Executor, StageResult, run_stage
@@ -88,11 +88,18 @@ def test_a_good_run_is_accepted_and_left_as_it_is(web: Path, root: str) -> None:
     assert store.entries() == before
 
 
+def manifest_at(store: Store, path: str) -> Manifest:
+    _, _, stage, mark, file = path.split("/")
+    found = read_manifest(store, Folder(stage, mark), file.removesuffix(".json"))
+    assert found is not None
+    return found
+
+
 def test_records_that_are_not_compacted_yet_count_too(web: Path, root: str) -> None:
     good_run(web, root)
     store = Store(root)
     for entry in store.entries(f"{HIDDEN}/manifests"):
-        manifest = Manifest.model_validate(orjson.loads(store.read(entry.path)))
+        manifest = manifest_at(store, entry.path)
         for number, record in enumerate(manifest.records):
             path = entry.path.replace("manifests", "records").replace(".json", f"-{number}.json")
             put(store, path, orjson.dumps(record.model_dump()))
@@ -162,9 +169,9 @@ def test_stray_files_in_a_stage_folder(picky: StageResult, root: str) -> None:
 def rewritten(store: Store, stage: str, change: Callable[[Record], Any]) -> None:
     """Changes the second record in the manifest of a stage."""
     (entry,) = store.entries(f"{HIDDEN}/manifests/{stage}")
-    manifest = Manifest.model_validate(orjson.loads(store.read(entry.path)))
+    manifest = manifest_at(store, entry.path)
     change(manifest.records[1])  # one without quarantine
-    put(store, entry.path, orjson.dumps(manifest.model_dump()))
+    put(store, entry.path, manifest.dumped())
 
 
 def lying_accounts(record: Record) -> None:
@@ -205,9 +212,9 @@ def test_accounts_that_lie_in_footer_and_record_alike(picky: StageResult, root: 
         record.accounts = record.accounts.model_validate(footer["accounts"])
 
     (entry,) = store.entries(f"{HIDDEN}/manifests/picky")
-    manifest = Manifest.model_validate(orjson.loads(store.read(entry.path)))
+    manifest = manifest_at(store, entry.path)
     change(next(record for record in manifest.records if record.path == path))
-    put(store, entry.path, orjson.dumps(manifest.model_dump()))
+    put(store, entry.path, manifest.dumped())
     line = the_one_problem(root)
     assert line == f"{path}: rows by status {{'ok': 10}}, in its accounts {{'ok': 9, 'quarantined': 1}}"
 
