@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -26,8 +25,9 @@ from pathlib import Path, PurePosixPath
 
 import platformdirs
 
+from tasks.untrusted import PICKLES, complaint, looks_pickled
+
 SAFE_WEIGHTS = frozenset({".safetensors", ".onnx", ".gguf", ".ftz", ".pdiparams"})
-PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 TOKENIZER_FILES = frozenset(
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json vocab.txt merges.txt "
     "tokenizer.model spiece.model chat_template.jinja chat_template.json".split()
@@ -86,7 +86,7 @@ def resolve(reference: str, cache: Path | None = None, *, allow_unsafe: bool = F
 
 def _described(reference: str, path: Path, cache: Path, allow_unsafe: bool) -> ResolvedModel:
     if path.is_file():
-        if not allow_unsafe and path.suffix in PICKLES and _looks_pickled(path):
+        if not allow_unsafe and path.suffix in PICKLES and looks_pickled(path):
             raise ModelError(f"model {reference!r}: a pickle can run code; convert it to safetensors or ONNX")
         return ResolvedModel(reference, path, _file_hash(path, cache))
     files = sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
@@ -100,11 +100,8 @@ def _described(reference: str, path: Path, cache: Path, allow_unsafe: bool) -> R
                 f"model {reference!r}: its only weights are pickles ({pickles[0].name}), which can run code; "
                 "save the model as safetensors"
             )
-        if _wants_remote_code(path / "config.json", reference):
-            raise ModelError(
-                f"model {reference!r}: its config.json asks for remote code (auto_map); use a model whose "
-                "architecture transformers knows, or take auto_map out"
-            )
+        if told := complaint(path, files):
+            raise ModelError(f"model {reference!r}: {told}")
     weights = safe or (pickles if allow_unsafe else [])
     tokenizer = [p for p in files if p.parent == path and p.name in TOKENIZER_FILES]
     counted = weights + [p for p in files if p.parent == path and p.name in CONFIGS] if weights else files
@@ -233,23 +230,6 @@ def _hub(reference: str, allow_unsafe: bool) -> Path:
     except (errors.HfHubHTTPError, OSError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"model {reference!r}: the hub refused it ({why}); check name, revision and access") from error
-
-
-def _wants_remote_code(config: Path, reference: str) -> bool:
-    if not config.is_file():
-        return False
-    try:
-        read = json.loads(config.read_text("utf-8"))
-    except ValueError as error:
-        raise ModelError(f"model {reference!r}: its config.json is not JSON; save the model again") from error
-    return isinstance(read, dict) and "auto_map" in read
-
-
-def _looks_pickled(path: Path) -> bool:
-    """Protocol 2 and later starts with 0x80; torch.save writes a zip. fastText's .bin is neither."""
-    with path.open("rb") as file:
-        head = file.read(4)
-    return head[:1] == b"\x80" or head == b"PK\x03\x04" or path.suffix != ".bin"
 
 
 def _files_hash(root: Path, files: Iterable[Path], cache: Path) -> str:

@@ -36,6 +36,8 @@ def encode(tokenizer: Any, request: Request, sampling: Sampling, context: int) -
         )
     except Exception as error:  # templates raise what they like: jinja's errors, ValueError, TypeError on bad Unicode
         return failed(f"the chat template could not be applied: {_one_line(error)}")
+    if not tokens:
+        return failed("the chat template made an empty prompt of the request")
     if len(tokens) >= context:
         return failed(
             f"the prompt has {len(tokens)} tokens and leaves no room in a context of {context}; "

@@ -113,6 +113,7 @@ def test_without_arguments_the_help_is_shown(main: Any) -> None:
 # -- parameters ----------------------------------------------------------------------------------------------------
 
 VALUES: dict[str, tuple[list[str], Any]] = {
+    "credentials": (["my-bucket"], "my-bucket"),
     "columns": (["text=content,id=doc", "url=u"], {"text": "content", "id": "doc", "url": "u"}),
     "seed": (["7"], 7),
     "limit": (["100"], 100),

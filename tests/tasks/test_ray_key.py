@@ -42,12 +42,12 @@ def test_the_key_reaches_a_worker_of_a_cluster_and_stays_nowhere(
         monkeypatch.setenv(KEY_VARIABLES[0], CANARY)
         assert seen_by_a_worker() == [hashlib.sha256(CANARY.encode()).hexdigest()]
         # a store's credentials are each machine's own, unless this run was given some: then they are everywhere
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the driver's own")
-        assert seen_by_a_worker("AWS_SECRET_ACCESS_KEY") == [hashlib.sha256(b"").hexdigest()]
-        with given({"AWS_SECRET_ACCESS_KEY": CANARY, KEY_VARIABLES[0]: None}):
-            assert seen_by_a_worker("AWS_SECRET_ACCESS_KEY") == [hashlib.sha256(CANARY.encode()).hexdigest()]
+        monkeypatch.setenv("AWS_SESSION_TOKEN", "the driver's own")
+        assert seen_by_a_worker("AWS_SESSION_TOKEN") == [hashlib.sha256(b"").hexdigest()]
+        with given({"AWS_SESSION_TOKEN": CANARY, KEY_VARIABLES[0]: None}):
+            assert seen_by_a_worker("AWS_SESSION_TOKEN") == [hashlib.sha256(CANARY.encode()).hexdigest()]
             assert seen_by_a_worker() == [hashlib.sha256(b"").hexdigest()]
-        assert seen_by_a_worker("AWS_SECRET_ACCESS_KEY") == [hashlib.sha256(b"").hexdigest()]
+        assert seen_by_a_worker("AWS_SESSION_TOKEN") == [hashlib.sha256(b"").hexdigest()]
         assert len(list(Path(ray_head.folder.name).rglob("*.log"))) > 3, "Ray's logs are elsewhere"
         assert holding(Path(ray_head.folder.name)) == []
     assert holding(Path(ray_head.folder.name)) == []
