@@ -97,7 +97,7 @@ SHARED = {"format_version", "stage", "fingerprint"}
 
 @dataclass(frozen=True)
 class Known:
-    """What is on record of a stage. ``manifests``: those that were read, by path. ``loose``: paths of the records beside
+    """What is on record of a stage. ``manifests``: those that were read, by path. ``loose``: paths of records beside
     them.
     """
 

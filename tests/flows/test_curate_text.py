@@ -111,6 +111,24 @@ def test_a_corpus_is_made_and_verified(server: None, web: Path, output: Path) ->
     assert card.startswith("---\n") and summary.input in card
 
 
+def test_many_shards_are_few_task_runs(server: None, web: Path, tmp_path: Path) -> None:
+    """Thousands of mapped task runs unsettle a Prefect server: a task is a stage, however many shards it has."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    (tmp_path / "many").mkdir()
+    rows = pq.read_table(web / "web-0.parquet")
+    for shard in range(40):
+        pq.write_table(rows.slice(shard % rows.num_rows, 1), tmp_path / "many" / f"web-{shard}.parquet")
+    summary = curate(tmp_path / "many", tmp_path / "out", rephrase=False)
+    assert summary.stages[0].shards_made == 40
+    with get_client(sync_client=True) as client:
+        (last,) = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
+        found = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[last.id])))
+    assert sorted(one.name for one in found) == sorted(one.name for one in summary.stages)
+
+
 def test_a_second_run_does_no_work_and_says_so(server: None, web: Path, output: Path) -> None:
     before = parquet_bytes(output)
     summary = curate(web, output)

@@ -244,6 +244,18 @@ def test_an_answer_that_is_lost_is_found_in_the_footer(s3: str, monkeypatch: pyt
     assert commit_table(store, PATH, documents(10), footer()).adopted
 
 
+def test_a_link_whose_answer_is_lost_is_found_in_the_footer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On NFS a link may be made, its answer lost, and the client's second try told that the name is taken."""
+    real = os.link
+
+    def twice(file: Path, final: Path) -> None:
+        real(file, final)
+        real(file, final)
+
+    monkeypatch.setattr(os, "link", twice)
+    assert commit_table(Store(str(tmp_path)), PATH, documents(10), footer()).adopted
+
+
 # -- stores that ignore the condition ------------------------------------------------------------------------------
 
 

@@ -169,6 +169,21 @@ def test_a_stop_drains_and_the_next_run_goes_on(web: Path, tmp_path: Path) -> No
     assert rest.summary.shards_made == 3 - result.summary.shards_made
 
 
+def test_each_stage_has_the_whole_machine_and_leaves_it(web: Path, tmp_path: Path) -> None:
+    """Where the operators of a pipeline share the GPUs, each of them leaves some idle."""
+    from ray import available_resources
+
+    for offset in range(2):
+        wide = Execution(executor=Executor.RAY, policy=Policy(setup_seconds=60.0))
+        result = run(Length(offset=offset, slow=0.5), web, tmp_path / "out", wide)
+        assert result.summary.workers == 2, "as many as the machine has cores, in every stage"
+        assert 0 < result.summary.busy_share <= 1, "and how busy they were is told"
+        deadline = time.monotonic() + 20
+        while available_resources().get("CPU") != 2:
+            assert time.monotonic() < deadline, "workers of the stage before hold their cores"
+            time.sleep(0.1)
+
+
 def test_workers_that_fit_no_machine_are_refused_before_any_starts(web: Path, tmp_path: Path) -> None:
     class Big(Length):
         @property

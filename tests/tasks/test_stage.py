@@ -289,3 +289,16 @@ def test_a_quarantine_left_by_a_cut_off_attempt_is_not_taken_for_the_next_ones(w
     (record,) = second.records.values()
     with store.fetched(record.quarantine) as (local, _):
         assert pq.read_table(local).column("ordinal").to_pylist() == [1]
+
+
+def test_no_lock_is_ever_asked_for(web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint that waits for a lock hangs on NFS, where no server may be there to give one."""
+    import fcntl
+
+    def asked(*arguments: object) -> None:
+        raise OSError(37, "No locks available")
+
+    for name in ("flock", "lockf", "fcntl"):
+        monkeypatch.setattr(fcntl, name, asked)
+    result = run(Length(), web, str(tmp_path / "out"))
+    assert result.summary.status is Status.DONE and result.summary.shards_made == 3
