@@ -32,6 +32,7 @@ from tasks.records import InputShard, Record
 from tasks.source import ID, PROBLEM, TEXT
 from tasks.store import Store
 from tasks.summary import Accounts
+from tasks.texts import as_text
 
 KEPT, DROPPED, NOT_SAMPLED, EMPTY = "kept", "dropped", "not_sampled", "no_text"
 PLACE, ORIGIN, TAGGED = "place", "origin", "tagged"
@@ -233,7 +234,7 @@ class ScatterWorker(_BuildWorker):
         columns["tokens"] = pa.array(tokens, pa.int32())
         columns[TAGGED] = pa.array(marks, pa.bool_())
         for carried, _ in self.origin.carried:
-            columns[carried] = pc.cast(columns[carried], pa.string())
+            columns[carried] = as_text(columns[carried])
         rows = pa.table({one.name: pc.cast(columns[one.name], one.type) for one in schema}, schema=schema)
         places = pa.array([uniform(self.seed, "place", one) for one in ids], pa.float64())
         return rows.append_column(PLACE, places).sort_by([(PLACE, "ascending"), (ID, "ascending")])

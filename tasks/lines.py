@@ -1,13 +1,15 @@
-"""Lines of a stream that may be compressed: .gz and .zst, each with any number of members or frames."""
+"""Lines of a stream that may be compressed (.gz and .zst, each with any number of members or frames), and their JSON."""
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
+import orjson
 import zstandard
 
 BROKEN = (OSError, EOFError, zlib.error, zstandard.ZstdError)
@@ -15,12 +17,34 @@ BROKEN = (OSError, EOFError, zlib.error, zstandard.ZstdError)
 
 
 def lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
-    """The lines of ``stream``, decompressed as the ending of ``name`` says. Raises BROKEN for a damaged one."""
+    """The lines of ``stream``, decompressed as the ending of ``name`` says, without a byte order mark.
+
+    Raises BROKEN for a damaged one.
+    """
     if name.endswith(".gz"):
         stream = gzip.open(stream)  # type: ignore[assignment]
     elif name.endswith(".zst"):
         stream = io.BufferedReader(_Zstandard(stream), 1 << 20)
+    if first := stream.readline():
+        yield first.removeprefix(codecs.BOM_UTF8)
     yield from stream
+
+
+def parsed(line: bytes) -> tuple[str | None, dict[str, Any]]:
+    """What is wrong with a line that should be a JSON object, and the object."""
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return f"not valid JSON ({error.msg})", {}
+    return (None, row) if isinstance(row, dict) else ("not a JSON object", {})
+
+
+def said_in_json(value: Any) -> str | None:
+    """A value that was read from JSON, as JSON; None where it is nested too deeply: orjson reads deeper than it writes."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:
+        return None
 
 
 class _Zstandard(io.RawIOBase):

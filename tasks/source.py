@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -24,18 +24,19 @@ from pydantic import BaseModel, ConfigDict
 
 from operators.base import fingerprint
 from tasks.dataset import Dataset, Shard
-from tasks.lines import BROKEN, lines
+from tasks.lines import BROKEN, lines, parsed, said_in_json
 from tasks.selection import glob_pattern
 from tasks.store import Entry, Store, StoreError
+from tasks.texts import as_text, decoded, holds_text, plain
 
 ID, TEXT, URL, DATE, PROBLEM, RAW = "id", "text", "url", "date", "problem", "raw"
 CANONICAL = (ID, TEXT, URL, DATE)
 _SUFFIX = re.compile(r"\.(parquet|(jsonl|ndjson)(\.(gz|zst))?)$")
-_UNREADABLE = (pa.ArrowException, *BROKEN)
-_TEXT_TYPES = {
-    *(pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view()),
-    pa.null(),  # what pandas writes for a column of nulls
-}
+_LEFT_OUT = re.compile(r"(^|/)[._]")
+_UNREADABLE = (pa.ArrowException, UnicodeDecodeError, *BROKEN)  # the second: names of columns in a damaged footer
+_UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|\?versionId=|(^|/)\.\.?(/|$)")
+"""What no shard's name may hold: control characters and bytes that are no UTF-8, which no line of a report could show;
+what s3fs takes for the version of another object; and steps to other folders."""
 
 
 class SourceFormat(StrEnum):
@@ -81,7 +82,7 @@ def root_of(url: str) -> Store:
 
 
 def open_source(url: str, columns: SourceColumns) -> Dataset:
-    """Lists a file, a folder or a glob. Raises StoreError where nothing readable is found."""
+    """Lists a file, a folder or a glob. Raises StoreError where nothing readable is found or a name is unfit."""
     root, pattern = _split(url)
     store = Store(root)
     file = _one_file(store) if pattern is None and _SUFFIX.search(root) else None
@@ -95,11 +96,17 @@ def open_source(url: str, columns: SourceColumns) -> Dataset:
     shards = tuple(
         Shard(name=entry.path, path=entry.path, token=entry.token, size=entry.size, view=columns.view)
         for entry in entries
-        if _SUFFIX.search(entry.path) and not any(part.startswith((".", "_")) for part in entry.path.split("/"))
+        if _SUFFIX.search(entry.path) and _fit(url, entry.path) and not _LEFT_OUT.search(entry.path)
     )
     if not shards:
         raise StoreError(f"{url}: no .parquet or .jsonl file found there; check the URL or the glob")
     return Dataset(store, shards, columns, mark=columns.view)
+
+
+def _fit(url: str, path: str) -> bool:
+    if found := _UNFIT.search(path):
+        raise StoreError(f"{url}: {path!a} holds {found[0]!a}, which no shard's name may; rename or move it")
+    return True
 
 
 def _one_file(store: Store) -> tuple[Store, list[Entry]] | None:
@@ -136,8 +143,9 @@ def check_columns(dataset: Dataset, shard: Shard) -> bool:
         if format_of(shard.path) is SourceFormat.PARQUET:
             try:
                 names = set(pq.ParquetFile(stream).schema_arrow.names)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise StoreError(f"{url}: not a readable Parquet file ({_first_line(error)})") from error
+            except _UNREADABLE as error:
+                why = _first_line(error)
+                raise StoreError(f"{url}: not a readable Parquet file ({why}); mend it or move it away") from error
         else:
             found = _first_keys(stream, shard.path, url)
             if found is None:
@@ -161,7 +169,7 @@ def read_source(dataset: Dataset, shard: Shard, columns: Sequence[str]) -> tuple
     """
     assert dataset.columns is not None
     wanted = list(dict.fromkeys([*columns, ID, TEXT]))
-    with dataset.store.fetched(shard.path) as (local, digest):
+    with _fetched(dataset.store, shard) as (local, digest):
         try:
             if format_of(shard.path) is SourceFormat.PARQUET:
                 table = _read_parquet(local, dataset.columns, wanted, shard.head)
@@ -178,7 +186,7 @@ def read_source(dataset: Dataset, shard: Shard, columns: Sequence[str]) -> tuple
 
 
 def _read_parquet(file: Path, columns: SourceColumns, wanted: Sequence[str], head: int | None) -> pa.Table:
-    parquet = pq.ParquetFile(file)
+    parquet = pq.ParquetFile(file, page_checksum_verification=True)
     names = Counter(parquet.schema_arrow.names)
     present = {ours: columns.of(ours) for ours in wanted if columns.of(ours) in names}
     if TEXT not in present:
@@ -203,28 +211,18 @@ def _read_parquet(file: Path, columns: SourceColumns, wanted: Sequence[str], hea
 
 
 def _strings(column: pa.Array, ours: str, problems: list[str | None], raws: list[bytes | None]) -> pa.Array:
-    """The column as valid UTF-8 strings; where a value is none, null and a problem."""
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        column, kind = column.dictionary_decode(), kind.value_type
-    if kind not in _TEXT_TYPES:
-        if ours == TEXT:
-            raise pa.ArrowInvalid(f"column {ours!r} holds {kind}, not text")
-        return pc.cast(column, pa.string())
-    try:
-        strings = pc.cast(column, pa.string())
-        strings.validate(full=True)
-        return strings
-    except pa.ArrowInvalid:
-        values: list[str | None] = []
-        for row, value in enumerate(column.cast(pa.binary()).to_pylist()):
-            try:
-                values.append(None if value is None else value.decode())
-            except UnicodeDecodeError:
-                values.append(None)
-                if ours == TEXT:
-                    problems[row], raws[row] = f"{ours} is not valid UTF-8", value
-        return pa.array(values, pa.string())
+    """The column as valid UTF-8 strings; a text that is none is null and a problem, another value null alone."""
+    if ours != TEXT:
+        if ours == ID and pa.types.is_floating(column.type):
+            column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+        return as_text(column)
+    column = plain(column)
+    if not holds_text(column):
+        raise pa.ArrowInvalid(f"column {ours!r} holds {column.type}, not text")
+    strings, bad = decoded(column)
+    for row, value in bad.items():
+        problems[row], raws[row] = f"{ours} is not valid UTF-8", value
+    return strings
 
 
 def _read_jsonl(file: Path, name: str, columns: SourceColumns, wanted: Sequence[str], head: int | None) -> pa.Table:
@@ -237,7 +235,7 @@ def _read_jsonl(file: Path, name: str, columns: SourceColumns, wanted: Sequence[
                 break
             if not line.strip():
                 continue
-            problem, row = _parse_line(line)
+            problem, row = parsed(line)
             for ours in wanted:
                 value = row.get(columns.of(ours))
                 if value is not None and not isinstance(value, str):
@@ -245,20 +243,14 @@ def _read_jsonl(file: Path, name: str, columns: SourceColumns, wanted: Sequence[
                         problem = problem or f"text is {type(value).__name__}, not a string"
                         value = None
                     else:
-                        value = orjson.dumps(value).decode()
+                        said = said_in_json(value)
+                        problem = problem or (None if said else f"{ours} is nested too deeply")
+                        value = said
                 values[ours].append(value)
             problems.append(problem)
             raws.append(line if problem else None)
     arrays = {ours: pa.array(column, pa.string()) for ours, column in values.items()}
     return _finish(arrays, problems, raws)
-
-
-def _parse_line(line: bytes) -> tuple[str | None, dict[str, Any]]:
-    try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        return f"not valid JSON ({error.msg})", {}
-    return (None, row) if isinstance(row, dict) else ("not a JSON object", {})
 
 
 def _finish(arrays: dict[str, Any], problems: list[str | None], raws: list[bytes | None]) -> pa.Table:
@@ -288,6 +280,20 @@ def _with_ids(table: pa.Table, name: str) -> pa.Table:
 
 
 @contextmanager
+def _fetched(store: Store, shard: Shard) -> Iterator[tuple[Path, str]]:
+    """The shard on this machine; one that is gone since it was listed is said to be."""
+    with ExitStack() as stack:
+        try:
+            fetched = stack.enter_context(store.fetched(shard.path))
+        except StoreError as error:
+            if store.entry(shard.path) is not None:
+                raise
+            url = store.url_of(shard.path)
+            raise StoreError(f"{url}: is gone since the input was listed; run again to go on without it") from error
+        yield fetched
+
+
+@contextmanager
 def _opened(store: Store, shard: Shard) -> Iterator[IO[bytes]]:
     with store.fs.open(store.absolute(shard.path), "rb") as stream:
         yield stream
@@ -299,7 +305,7 @@ def _first_keys(stream: IO[bytes], path: str, url: str) -> set[str] | None:
     try:
         for line in lines(stream, path):
             if line.strip():
-                problem, row = _parse_line(line)
+                problem, row = parsed(line)
                 if problem is None:
                     return set(row)
     except _UNREADABLE as error:
