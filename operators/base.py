@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -147,6 +149,13 @@ def uniform(seed: int, *names: str | int) -> float:
     return (_digest(seed, names) >> 11) / float(1 << 53)
 
 
+def uniforms(seed: int, *names: str | int, last: Iterable[str]) -> npt.NDArray[np.float64]:
+    """``uniform(seed, *names, one)`` for each of ``last``, float64 [n], several times as fast."""
+    before = b"".join(map(_framed, (seed, *names)))
+    digest = b"".join(hashlib.blake2b(before + _framed(one), digest_size=8).digest() for one in last)
+    return (np.frombuffer(digest, ">u8") >> np.uint64(11)) / float(1 << 53)
+
+
 def row_seed(seed: int, *names: str | int) -> int:
     """A 63-bit seed for a generator, drawn from (run seed, row id, ...)."""
     return _digest(seed, names) >> 1
@@ -155,10 +164,13 @@ def row_seed(seed: int, *names: str | int) -> int:
 def _digest(seed: int, names: Iterable[str | int]) -> int:
     state = hashlib.blake2b(digest_size=8)
     for name in (seed, *names):
-        raw = str(name).encode("utf-8", "surrogatepass")
-        state.update(len(raw).to_bytes(8, "little"))
-        state.update(raw)
+        state.update(_framed(name))
     return int.from_bytes(state.digest(), "big")
+
+
+def _framed(name: str | int) -> bytes:
+    raw = str(name).encode("utf-8", "surrogatepass")
+    return len(raw).to_bytes(8, "little") + raw
 
 
 def _marked(field: Any, mark: str) -> bool:

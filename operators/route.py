@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any, ClassVar, Self
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from operators.base import Annotator
@@ -74,21 +77,18 @@ class Route(Annotator):
     def __call__(self, table: pa.Table) -> pa.Table:
         columns = self.columns()
         frame = pl.DataFrame(pl.from_arrow(table.select(list(columns))))
-        met = self._met(frame)
-        routes: list[str] = []
-        reasons: list[str] = []
-        for row in range(table.num_rows):
-            for (name, sql), condition in zip(self.routes, met, strict=True):
-                if condition[row]:
-                    routes.append(name)
-                    reasons.append(sql)
-                    break
-            else:
-                routes.append(self.otherwise)
-                reasons.append(", ".join(f"{one}={_short(frame[one][row])}" for one in columns))
-        return pa.table([pa.array(routes, pa.string()), pa.array(reasons, pa.string())], schema=self.adds)
+        taken = np.full(table.num_rows, len(self.routes), np.int64)
+        for number, condition in reversed(list(enumerate(self._met(frame)))):
+            taken[condition] = number  # the first that is met is the last to be written
+        routes = pa.array([*(name for name, _ in self.routes), self.otherwise], pa.string()).take(pa.array(taken))
+        rest = taken == len(self.routes)
+        values = frame.filter(pl.Series(rest)).iter_rows()
+        read = [", ".join(f"{one}={_short(value)}" for one, value in zip(columns, row, strict=True)) for row in values]
+        reasons = pa.array([*(sql for _, sql in self.routes), None], pa.string()).take(pa.array(taken))
+        reasons = pc.replace_with_mask(reasons, pa.array(rest), pa.array(read, pa.string()))
+        return pa.table([routes, reasons], schema=self.adds)
 
-    def _met(self, frame: pl.DataFrame) -> list[list[bool]]:
+    def _met(self, frame: pl.DataFrame) -> list[npt.NDArray[np.bool_]]:
         met = []
         for name, sql in self.routes:
             try:
@@ -101,7 +101,7 @@ class Route(Annotator):
                 )
             if len(values) != frame.height:
                 raise ValueError(f"route {name!r}: {sql!r} does not give one answer per row; leave out aggregates")
-            met.append(values.fill_null(False).to_list())
+            met.append(values.cast(pl.Boolean).fill_null(False).to_numpy())
         return met
 
 

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from operators.base import uniform
+from operators.base import uniforms
 from operators.mixing import BINS, interleave
-from operators.safety.tags import HarmTags, escaped
+from operators.safety.tags import MARK, HarmTags, escaped
 from tasks.aligned import SKIPPED, UPSTREAM, Input, Unit, read_unit
 from tasks.annotate import finished
 from tasks.commit import Footer, adopt, commit_table
@@ -158,10 +158,10 @@ class ResolveWorker(_BuildWorker):
             status = eligibility(table, self.origin)
             tokens = pc.fill_null(table.column("tokens"), 0).to_numpy()
             sums = np.zeros((2, BINS), np.int64)
-            for row, name in enumerate(table.column(ID).to_pylist()):
-                if status[row] == KEPT:
-                    place = int(uniform(self.seed, "keep", name) * BINS)
-                    sums[:, place] += (tokens[row], 1)
+            places = (uniforms(self.seed, "keep", last=table.column(ID).to_pylist()) * BINS).astype(np.int64)
+            kept = np.array([state == KEPT for state in status], np.bool_)
+            np.add.at(sums[0], places[kept], tokens[kept])
+            np.add.at(sums[1], places[kept], 1)
             used = np.flatnonzero(sums[1])
             result = pa.table(
                 [pa.array(used, pa.int32()), *(pa.array(one[used], pa.int64()) for one in sums)], schema=HISTOGRAM
@@ -190,10 +190,12 @@ class ScatterWorker(_BuildWorker):
                 return standing
             ids = table.column(ID).to_pylist()
             status = eligibility(table, self.origin)
-            for row, state in enumerate(status):
-                if state == KEPT and uniform(self.seed, "keep", ids[row]) >= self.origin.cut:
-                    status[row] = NOT_SAMPLED
             keep = [row for row, state in enumerate(status) if state == KEPT]
+            if self.origin.cut < 1:
+                drawn = uniforms(self.seed, "keep", last=(ids[row] for row in keep))
+                for row in np.asarray(keep, np.int64)[drawn >= self.origin.cut].tolist():
+                    status[row] = NOT_SAMPLED
+                keep = [row for row in keep if status[row] == KEPT]
             rows = self._rows(table, unit.name, keep)
             tagged = int(pc.sum(rows.column(TAGGED)).as_py() or 0)
             outputs = {self.origin.name: len(keep) - tagged, "tagged": tagged}
@@ -207,7 +209,12 @@ class ScatterWorker(_BuildWorker):
             return self._commit(rows, accounts, unit.name, key, path, seen, began)
 
     def _rows(self, table: pa.Table, name: str, keep: list[int]) -> pa.Table:
-        kept = table.take(pa.array(keep, pa.int64()))
+        chosen = table.column(ID).take(pa.array(keep, pa.int64()))
+        places = pa.array(uniforms(self.seed, "place", last=chosen.to_pylist()), pa.float64())
+        by_place = [(PLACE, "ascending"), (ID, "ascending")]
+        order = pc.sort_indices(pa.table({PLACE: places, ID: chosen}), sort_keys=by_place)
+        keep = np.asarray(keep, np.int64)[order.to_numpy()].tolist()
+        kept, places = table.take(pa.array(keep, pa.int64())), places.take(order)
         ids = kept.column(ID).to_pylist()
         schema = corpus_schema(self.origin.carried)
         columns: dict[str, Any] = {
@@ -222,22 +229,26 @@ class ScatterWorker(_BuildWorker):
         else:
             routes = [None] * len(keep)
         marks = [route in self.origin.tag_routes for route in routes]
-        texts = kept.column(TEXT).to_pylist()
         tokens = [count or 0 for count in kept.column("tokens").to_pylist()]
-        for row, mark in enumerate(marks):
-            if mark:
-                texts[row], added = self.tags.insert(texts[row], ids[row])
+        texts = kept.column(TEXT).combine_chunks()
+        # few texts are changed, and only those leave Arrow
+        changed = pc.or_(pa.array(marks, pa.bool_()), pc.match_substring(texts, MARK))
+        new: list[str] = []
+        for row in pc.indices_nonzero(changed).to_pylist():
+            text = texts[row].as_py()
+            if marks[row]:
+                text, added = self.tags.insert(text, ids[row])
                 tokens[row] += added
             else:
-                texts[row] = escaped(texts[row])
-        columns[TEXT] = pa.array(texts, pa.string())
+                text = escaped(text)
+            new.append(text)
+        columns[TEXT] = pc.replace_with_mask(texts, changed, pa.array(new, pa.string())) if new else texts
         columns["tokens"] = pa.array(tokens, pa.int32())
         columns[TAGGED] = pa.array(marks, pa.bool_())
         for carried, _ in self.origin.carried:
             columns[carried] = as_text(columns[carried])
         rows = pa.table({one.name: pc.cast(columns[one.name], one.type) for one in schema}, schema=schema)
-        places = pa.array([uniform(self.seed, "place", one) for one in ids], pa.float64())
-        return rows.append_column(PLACE, places).sort_by([(PLACE, "ascending"), (ID, "ascending")])
+        return rows.append_column(PLACE, places)
 
 
 @dataclass

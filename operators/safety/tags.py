@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 TAG = "<|potentially_unsafe_content|>"
 """The special token; a trainer adds this string to its tokenizer as one token."""
 
+MARK = TAG[2:-2]
+"""A text without it holds no tag and nothing like one."""
+
 TAG_PROBABILITY = 0.05
 """p of the paper: 5 % was the best of 3, 5 and 10 %."""
 
@@ -53,7 +56,7 @@ def insert_tags(text: str, seed: int, row_id: str, p: float = TAG_PROBABILITY) -
 
 def escaped(text: str) -> str:
     """``text`` in which nothing is a tag: an untagged row must not bring its own. ``remove_tags`` undoes it."""
-    return _LIKE_A_TAG.sub(r"<\\\1", text) if TAG[2:-2] in text else text
+    return _LIKE_A_TAG.sub(r"<\\\1", text) if MARK in text else text
 
 
 def remove_tags(text: str) -> str:

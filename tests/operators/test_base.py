@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.base import Annotator, Operator, execution, fingerprint, model_reference, row_seed, uniform
+from operators.base import Annotator, Operator, execution, fingerprint, model_reference, row_seed, uniform, uniforms
 from operators.language.engine import Completion, FinishReason
 from operators.language.identify import LanguageId
 from operators.language.tokens import TokenCount
@@ -78,6 +78,11 @@ def test_draws_are_in_range_and_repeat(seed: int, names: list[str]) -> None:
     assert 0 <= uniform(seed, *names) < 1
     assert uniform(seed, *names) == uniform(seed, *names)
     assert 0 <= row_seed(seed, *names) < 2**63
+
+
+@given(st.integers(), st.lists(st.text(), max_size=3), st.lists(st.text(), max_size=5))
+def test_many_draws_are_the_single_ones(seed: int, names: list[str], last: list[str]) -> None:
+    assert uniforms(seed, *names, last=last).tolist() == [uniform(seed, *names, one) for one in last]
 
 
 def test_draws_tell_names_apart_and_are_uniform() -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import ray
 from filters import BATCH_ROWS, loaded, rule
 from nemo_curator.backends.xenna import XennaExecutor
-from nemo_curator.core.client import RayClient
 from nemo_curator.pipeline import Pipeline
 from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.stages.resources import Resources
@@ -92,13 +92,18 @@ def main() -> None:
         ],
     )
     begun = time.monotonic()
-    client = RayClient(num_cpus=len(os.sched_getaffinity(0)), include_dashboard=True)
-    client.start()
-    try:
-        pipeline.run(XennaExecutor({"execution_mode": given.mode, "cpu_allocation_percentage": 1.0}))
-        done = time.monotonic()
-    finally:
-        client.stop()
+    # on loopback, and the one that Xenna asks where there are others; it asks through the dashboard
+    context = ray.init(
+        address="local",
+        num_cpus=len(os.sched_getaffinity(0)),
+        include_dashboard=True,
+        _node_ip_address="127.0.0.1",
+        log_to_driver=False,
+        runtime_env={"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}},
+    )
+    os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
+    pipeline.run(XennaExecutor({"execution_mode": given.mode, "cpu_allocation_percentage": 1.0}))
+    done = time.monotonic()
     kept = [str(one) for shard in (given.output / "kept").glob("*.parquet") for one in pq.read_table(shard)["id"]]
     (given.output / "kept.json").write_text(json.dumps(sorted(kept)))
     rows = sum(pq.read_metadata(shard).num_rows for shard in shards)
