@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq install -
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} infra/loopback.sh \
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
-.PHONY: help install install-dev demo test test-slow lint reference format clean
+.PHONY: help install install-dev demo test test-slow lint audit reference format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ lint: install-dev  ## ruff, mypy, import-linter
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+
+audit: install-dev  ## known vulnerabilities of the pinned packages, where a service can be asked
+	@$(BIN)/python requirements/audit.py
 
 reference: install-dev  ## make the pages of docs/reference from the code
 	@PYTHONPATH=. $(BIN)/python docs/reference/make.py
