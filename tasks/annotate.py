@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -25,6 +26,9 @@ from tasks.records import InputShard, Record, write_record
 from tasks.source import ID, PROBLEM
 from tasks.store import Store
 from tasks.summary import Accounts
+
+BATCH_BYTES = 8 << 20
+"""Text in a batch. A thousand documents of 10 MB at once fill the memory, and their worker would pass for stuck."""
 
 
 class OperatorDefect(TypeError):
@@ -126,9 +130,10 @@ class AnnotateWorker:
         given = table.select([ID, *(column for column in self.operator.reads if column != ID)])
         parts: list[pa.Table] = []
         self._raised = []
-        for start in range(0, len(todo), self.operator.batch_size):
-            rows = todo[start : start + self.operator.batch_size]
-            part = self._batch(given.take(pa.array(rows, pa.int64())), rows, status, reasons)
+        for rows in _batches(given, todo, self.operator):
+            together = rows[-1] - rows[0] + 1 == len(rows)  # as they mostly are, and then no text is copied
+            batch = given.slice(rows[0], len(rows)) if together else given.take(pa.array(rows, pa.int64()))
+            part = self._batch(batch, rows, status, reasons)
             parts.append(part)
             self._pulse.step(rows=len(rows))
         if len(self._raised) == len(todo) > 1 and before is None:
@@ -156,7 +161,9 @@ class AnnotateWorker:
     ) -> pa.Table:
         """Finds the rows that make the operator fail, one by one."""
         good: list[int] = []
+        assert self._pulse is not None
         for place, row in enumerate(rows):
+            self._pulse.step()
             try:
                 self.operator(given.slice(place, 1))
                 good.append(place)
@@ -187,6 +194,26 @@ class AnnotateWorker:
         if kept.schema.remove_metadata() != self.operator.adds.remove_metadata():
             raise OperatorDefect(f"{name} gave {kept.schema} where it declares {self.operator.adds}")
         return kept.combine_chunks()
+
+
+def _batches(given: pa.Table, todo: list[int], operator: Annotator) -> Iterator[list[int]]:
+    """The rows to do in runs of ``batch_size``; an exact operator's end at BATCH_BYTES of text as well."""
+    most = operator.batch_size
+    texts = [one for one in given.columns if pa.types.is_string(one.type)]
+    if not operator.exact or sum(one.nbytes for one in texts) <= BATCH_BYTES:
+        yield from (todo[start : start + most] for start in range(0, len(todo), most))
+        return
+    sizes = sum(pc.fill_null(pc.binary_length(one), 0).to_numpy().astype(np.int64) for one in texts)
+    batch: list[int] = []
+    held = 0
+    for row in todo:
+        if batch and (len(batch) == most or held + sizes[row] > BATCH_BYTES):
+            yield batch
+            batch, held = [], 0
+        batch.append(row)
+        held += sizes[row]
+    if batch:
+        yield batch
 
 
 def verdicts(table: pa.Table, reads: Sequence[str]) -> tuple[list[str], list[str | None]]:

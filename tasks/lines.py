@@ -1,4 +1,4 @@
-"""Lines of a stream that may be compressed (.gz and .zst, each with any number of members or frames), and their JSON."""
+"""Lines of a stream that may be compressed (.gz, .zst, any number of members or frames each), and their JSON."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def parsed(line: bytes) -> tuple[str | None, dict[str, Any]]:
 
 
 def said_in_json(value: Any) -> str | None:
-    """A value that was read from JSON, as JSON; None where it is nested too deeply: orjson reads deeper than it writes."""
+    """A value that came from JSON, as JSON; None where it is nested too deeply: orjson reads deeper than it writes."""
     try:
         return orjson.dumps(value).decode()
     except TypeError:

@@ -136,6 +136,8 @@ class RewriteWorker:
         if row[self.choice.column] not in self.choice.values:
             status[place] = NOT_CHOSEN
             return []
+        assert self._pulse is not None
+        self._pulse.step()  # a document of 10 MB takes its time to cut
         try:
             every = self.rewriter.requests(row)
         except Exception as error:
