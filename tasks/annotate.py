@@ -17,6 +17,7 @@ from operators.base import Annotator
 from tasks.aligned import OK, QUARANTINED, REASON, SKIPPED, STATUS, UPSTREAM, Input, Unit, read_unit
 from tasks.attempt import Attempt, standing_table
 from tasks.commit import Footer, adopt, commit_table
+from tasks.credentials import line_of
 from tasks.dataset import Folder
 from tasks.executor import Beat
 from tasks.models import resolve
@@ -281,5 +282,4 @@ def _nulls(schema: pa.Schema, rows: int) -> pa.Table:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:300]
+    return f"{type(error).__name__}: {line_of(error, 300)}"[:300]

@@ -9,21 +9,23 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from typing import Final
 from urllib.parse import quote, quote_plus
 
 from operators.language.keys import KEY_VARIABLES
 
-SECRETS = (
-    *KEY_VARIABLES,
-    *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
-    *("RAY_AUTH_TOKEN", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"),
+SECRET: Final = re.compile(
+    r".*(SECRET|PASSW|TOKEN|CREDENTIAL|AUTH_STRING|CONNECTION_STRING|(API|ACCOUNT|ACCESS|PRIVATE|STORAGE|SAS)_?KEY)"
+    r"(?!.*_(FILE|PATH|ID|URI|URL)$).*",
+    re.IGNORECASE,
 )
-"""Environment variables whose values no line that winnow writes may hold."""
+"""Names of environment variables whose values no line that winnow writes may hold."""
 SHORTEST = 8
 """Characters of a value that is looked for in lines: a shorter one stands in ordinary words."""
 HIDDEN = "***"
@@ -88,11 +90,31 @@ def for_workers() -> dict[str, str | None]:
 
 def scrubbed(text: str) -> str:
     """Without the secrets that this process knows, however a library quoted them in what it said."""
-    known = {os.environ.get(name) for name in SECRETS}
+    known: set[str | None] = {value for name, value in os.environ.items() if SECRET.fullmatch(name)}
     known |= {value for name, value in _loan.held.items() if name not in _loan.public}
     for form in {form for value in known if value and len(value) >= SHORTEST for form in forms(value)}:
         text = text.replace(form, HIDDEN)
     return text
+
+
+def line_of(error: BaseException, most: int) -> str:
+    """What an error says, on one line of at most ``most`` characters and without the secrets of this process.
+
+    For whatever stays: a reason in quarantine, a record, a summary. Its type's name where it says nothing.
+    """
+    text = " ".join(scrubbed(str(error)).split()) or type(error).__name__
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+@contextmanager
+def scrubbing() -> Iterator[None]:
+    """An error that holds a secret leaves as a RuntimeError without it, because whoever gets it may write it down."""
+    try:
+        yield
+    except Exception as error:
+        if scrubbed(str(error)) == str(error):
+            raise
+        raise RuntimeError(f"{type(error).__name__}: {line_of(error, 2000)}") from None
 
 
 @cache

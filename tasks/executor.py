@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from tasks.credentials import line_of
 from tasks.logs import event
 from tasks.source import ShardError
 from tasks.workers import Beat, Effort, Handle, Outcome, Policy, Pool, SetupFailed, Stop, Worker, WorkerDied
@@ -22,6 +23,8 @@ __all__ = ["Beat", "Effort", "Outcome", "Policy", "Pool", "SetupFailed", "Worker
 
 POLL_SECONDS = 0.25
 BEAT_SECONDS = 0.5
+RESCUE_SECONDS = 15.0
+"""How long a worker that is to be killed may take to put down what it holds and somebody paid for."""
 
 
 @dataclass(slots=True)
@@ -45,10 +48,11 @@ class _Running:
     beat_future: Any = None
     beat_asked: float = 0.0
     trials: dict[int, tuple[Any, _Trial]] = field(default_factory=dict)  # id of future -> future and what it is for
+    leaving: bool = False
 
     def takes_more(self, concurrency: int) -> bool:
         alone = any(trial.alone for _, trial in self.trials.values())
-        return bool(self.ready) and not alone and len(self.trials) < concurrency
+        return bool(self.ready) and not self.leaving and not alone and len(self.trials) < concurrency
 
 
 def run_units(
@@ -99,9 +103,21 @@ class _Loop:
             self.queue.clear()
             for one in self.running:
                 one.handle.call("drain")
+        self._leave()
         if self.draining_since is not None and now - self.draining_since > self.policy.drain_seconds:
             for one in list(self.running):
                 self._lose(one, f"did not drain within {self.policy.drain_seconds:.0f} s", retry=False)
+
+    def _leave(self) -> None:
+        """Workers whose machine is to go away put down what they hold; others take what they did not finish."""
+        gone = {id(one) for one in self.pool.leaving([one.handle for one in self.running])}
+        for one in [one for one in self.running if id(one.handle) in gone and not one.leaving]:
+            one.leaving = True
+            told = f"worker {one.number} drains: its machine is to go away; what it does not finish, another one does"
+            event("worker_leaving", told, logging.WARNING, worker=one.number)
+            one.handle.call("drain")
+        for one in [one for one in self.running if one.leaving and one.ready and not one.trials]:
+            self._forget(one)
 
     def _feed(self) -> None:
         held = sum(len(one.trials) for one in self.running)
@@ -154,7 +170,11 @@ class _Loop:
             future, trial = one.trials[key]
             one.moved = now
             try:
-                self.outcomes.append(Outcome(trial.unit, self.pool.result(future), attempts=trial.attempt))
+                made = self.pool.result(future)
+                if made is None and one.leaving and self.draining_since is None:
+                    self.queue.appendleft(trial)  # given up with its machine, which is no fault of the unit's
+                else:
+                    self.outcomes.append(Outcome(trial.unit, made, attempts=trial.attempt))
             except WorkerDied as error:
                 died = _line(error)
                 continue
@@ -170,6 +190,7 @@ class _Loop:
             return
         self._beat(one, now)
         if one.trials and now - one.moved > self.policy.stall_seconds:
+            self.pool.wait([one.handle.call("drain")], RESCUE_SECONDS)  # one stuck in native code does not answer
             self._lose(one, f"no progress for {self.policy.stall_seconds:.0f} s, worker killed")
 
     def _beat(self, one: _Running, now: float) -> None:
@@ -226,6 +247,8 @@ class _Loop:
         for trial in trials:
             if not retry:
                 self.outcomes.append(Outcome(trial.unit, attempts=trial.attempt))
+            elif one.leaving and self.draining_since is None:
+                self.queue.append(_Trial(trial.unit, trial.attempt, trial.alone))
             elif len(trials) > 1 and self.draining_since is None:
                 self.queue.append(_Trial(trial.unit, trial.attempt, alone=True))
             else:
@@ -275,6 +298,7 @@ class _Loop:
         for one in list(self.running):
             self._forget(one)
         self._account()
+        self.pool.close()
 
 
 def _told(what: str, told: str, level: int, trial: _Trial, one: _Running, error: str) -> None:
@@ -286,5 +310,4 @@ def _name(unit: Any) -> str:
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 400 else text[:397] + "..."
+    return line_of(error, 400)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from traceback import format_exception
 from typing import Any, TextIO
 
 from pythonjsonlogger.core import RESERVED_ATTRS
@@ -70,12 +71,19 @@ class _Masking(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = masked(record.getMessage()), ()
         for name, part in vars(record).items():
-            if isinstance(part, str) and name not in ("msg", "name"):
+            if name in ("msg", "name"):
+                continue
+            if isinstance(part, str):
                 setattr(record, name, masked(part))
+            elif isinstance(part, list | tuple) and name != "exc_info":
+                setattr(record, name, [masked(one) if isinstance(one, str) else one for one in part])
+        if record.exc_info and isinstance(record.exc_info, tuple):
+            record.exc_text, record.exc_info = masked("".join(format_exception(*record.exc_info)).rstrip()), None
         return True
 
 
-LOG.addFilter(_Masking())
+MASKING = _Masking()
+LOG.addFilter(MASKING)
 
 
 class _Wrapped(io.TextIOBase):

@@ -20,6 +20,7 @@ from tasks.aligned import OK, QUARANTINED, REASON, SKIPPED, STATUS, Input, Unit,
 from tasks.annotate import finished, local_models, verdicts
 from tasks.attempt import Attempt, standing_table
 from tasks.commit import Footer, adopt, commit_table
+from tasks.credentials import line_of
 from tasks.dataset import Folder
 from tasks.executor import Beat
 from tasks.generation import Generation
@@ -141,7 +142,7 @@ class RewriteWorker:
         try:
             every = self.rewriter.requests(row)
         except Exception as error:
-            status[place], reasons[place] = QUARANTINED, f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+            status[place], reasons[place] = QUARANTINED, f"{type(error).__name__}: {line_of(error, 300)}"[:300]
             return []
         choice = self.choice
         kept = [one for one in every if uniform(choice.seed, "sample", row[ID], one.part) < choice.share]
@@ -164,7 +165,7 @@ class RewriteWorker:
         try:
             new = self.rewriter.parse(row, pairs)
         except Exception as error:
-            status[place], reasons[place] = QUARANTINED, f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+            status[place], reasons[place] = QUARANTINED, f"{type(error).__name__}: {line_of(error, 300)}"[:300]
             return []
         return [
             {

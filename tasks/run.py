@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tasks import logs, presence, samples
+from tasks.credentials import line_of
 from tasks.dataset import Dataset
 from tasks.metrics import Exposition
 from tasks.observe import observer
@@ -78,7 +79,7 @@ class Run:
             if execution.executor is Executor.LOCAL:
                 yield
                 return
-            from tasks.ray_executor import cluster  # Ray is slow to import, and a local run does not need it
+            from tasks.ray_cluster import cluster  # Ray is slow to import, and a local run does not need it
 
             with cluster(ray_address):
                 self._watching.listen()  # Ray took SIGTERM as it started
@@ -147,7 +148,7 @@ class Run:
         summary = self.summary
         summary.seconds = round(time.monotonic() - self._began, 2)
         summary.status, summary.crashed = Status.FAILED, True
-        summary.messages.append(f"ended by {type(error).__name__}: {' '.join(str(error).split())}"[:500])
+        summary.messages.append(f"ended by {type(error).__name__}: {line_of(error, 500)}"[:500])
         try:
             self.summary = save_run(self._output, summary)
         finally:

@@ -21,6 +21,8 @@ from typing import IO, Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from tasks.credentials import line_of
+
 T = TypeVar("T")
 
 CHUNK_BYTES = 8 << 20
@@ -291,5 +293,4 @@ def explain(url: str, error: BaseException) -> StoreError:
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
+    return line_of(error, 300)

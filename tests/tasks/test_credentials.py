@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 
-from tasks.credentials import SECRETS, CredentialsRefused, for_workers, forms, given, scrubbed
+from tasks.credentials import SECRET as SECRET_NAME
+from tasks.credentials import CredentialsRefused, for_workers, forms, given, line_of, scrubbed, scrubbing
 from tasks.logs import masked
 from tasks.store import Store, StoreError
 from tests.conftest import SECRET as S3_SECRET
@@ -22,8 +23,8 @@ SECRET = "cAnary/0c4e8d+2b7a61=x"
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in SECRETS:
-        monkeypatch.delenv(name, raising=False)
+    for name in [one for one in os.environ if SECRET_NAME.fullmatch(one)]:
+        monkeypatch.delenv(name)
 
 
 def test_they_hold_inside_and_what_was_there_before_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,3 +102,37 @@ def test_every_dress_is_found(secret: str, before: bytes, after: bytes) -> None:
     whole = (base64.b64encode(data), base64.urlsafe_b64encode(data), data.hex().encode())
     for text in (*(one.decode() for one in whole), json.dumps(f"a{secret}b"), repr(f"a{secret}b")):
         assert any(form in text for form in forms(secret)), text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "OPENAI_API_KEY", "WINNOW_ENGINE_API_KEY", "HF_TOKEN"),
+        *("RAY_AUTH_TOKEN", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "AZURE_STORAGE_ACCOUNT_KEY", "PGPASSWORD"),
+        *("AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_SAS_TOKEN", "POSTGRES_PASSWORD", "some_apikey"),
+    ],
+)
+def test_the_usual_names_of_secrets_are_known(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, SECRET)
+    assert scrubbed(f"it said {SECRET}") == "it said ***"
+
+
+@pytest.mark.parametrize(
+    "name", ["AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL", "AWS_WEB_IDENTITY_TOKEN_FILE", "RAY_AUTH_TOKEN_PATH", "HOME"]
+)
+def test_what_is_no_secret_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "/some/long/place")
+    assert scrubbed("at /some/long/place") == "at /some/long/place"
+
+
+def test_an_error_loses_what_it_may_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    error = ValueError(f"the header\nAuthorization: Bearer {SECRET} is refused")
+    assert line_of(error, 400) == "the header Authorization: Bearer *** is refused"
+    assert line_of(error, 20) == "the header Author..." and line_of(KeyError(), 20) == "KeyError"
+    with pytest.raises(RuntimeError) as told, scrubbing():
+        raise error
+    assert str(told.value) == "ValueError: the header Authorization: Bearer *** is refused"
+    assert told.value.__cause__ is None and told.value.__suppress_context__
+    with pytest.raises(KeyError), scrubbing():
+        raise KeyError("nothing secret")
