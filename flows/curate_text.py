@@ -26,6 +26,7 @@ from operators.safety.tags import HarmTags
 from tasks import preflight, stages
 from tasks.build import CORPUS, RESERVED
 from tasks.corpus import CorpusPlan, build_corpus
+from tasks.credentials import scrubbing
 from tasks.dataset import Dataset
 from tasks.executor import Policy
 from tasks.prefect_stage import run_artifacts, run_log, stage_task
@@ -131,7 +132,7 @@ def engine_notes(settings: EngineSettings) -> dict[str, str | int]:
 def curate_text(parameters: CurateText) -> RunSummary:
     """One curated corpus from one source. Raises RunIncomplete unless every account closes."""
     check_placement(parameters)
-    with credentials(parameters.credentials):
+    with credentials(parameters.credentials), scrubbing():
         return _curate_text(parameters)
 
 

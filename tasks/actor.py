@@ -62,6 +62,7 @@ class Actor:
     def __init__(self, packed: bytes, expected: dict[str, str]) -> None:
         self.packed, self.expected = packed, expected
         self.worker: Any = None
+        self.scrubbing: Any = None
 
     def setup(self, environment: Mapping[str, str | None] | None = None) -> None:
         """Raises ValueError where this node is not what the driver is.
@@ -80,10 +81,15 @@ class Actor:
             if told := differences(self.expected, there):
                 raise ValueError(f"node {host} is not like the driver: {told}; give all nodes the same image")
         self.worker = pickle.loads(self.packed)  # noqa: S301  # from our own driver
-        self.worker.setup()
+        from tasks.credentials import scrubbing  # the code is the driver's, so it is there
+
+        self.scrubbing = scrubbing  # this machine may have secrets of its own, which the driver does not know
+        with scrubbing():
+            self.worker.setup()
 
     def process(self, unit: Any) -> Any:
-        return self.worker.process(unit)
+        with self.scrubbing():
+            return self.worker.process(unit)
 
     def beat(self) -> Any:
         return self.worker.beat()

@@ -27,6 +27,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
 from tasks.artifacts import accounts_rows, markdown_of, report_link, run_line, stage_line
+from tasks.credentials import scrubbing
 from tasks.logs import LOG, as_json, on_stderr
 from tasks.observe import Observer, observer
 from tasks.progress import Progress
@@ -151,7 +152,8 @@ def stage_task(stage: Stage, output: Store, execution: Execution) -> StageResult
     def body() -> StageResult:
         watching.began = True
         try:
-            results.append(_told(stage, output, execution, watching))
+            with scrubbing():  # Prefect keeps what an error says
+                results.append(_told(stage, output, execution, watching))
         except Exception as error:
             errors.append(error)
             raise
