@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from tasks.dataset import HIDDEN, Folder
-from tasks.store import Store, StoreError, explain, sha256_of
+from tasks.store import Store, StoreError, explain, sha256_of, spool_full
 from tasks.summary import Accounts
 
 FOOTER = b"winnow"
@@ -286,4 +286,9 @@ def _temporary(store: Store) -> Iterator[Path]:
             file.unlink(missing_ok=True)
         return
     with TemporaryDirectory(prefix="winnow-") as name:
-        yield Path(name) / "shard"
+        try:
+            yield Path(name) / "shard"
+        except OSError as error:
+            if full := spool_full(error):
+                raise full from error
+            raise

@@ -6,6 +6,7 @@ parameters, so that they cannot end in a record or a report. Writing is :mod:`ta
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from stat import S_ISREG
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import IO, Any, TypeVar
 
 import fsspec
@@ -186,7 +187,7 @@ class Store:
             try:
                 self.fs.get_file(self.absolute(path), str(local))
             except Exception as error:
-                raise explain(self.url_of(path), error) from error
+                raise spool_full(error) or explain(self.url_of(path), error) from error
             with local.open("rb") as stream:
                 digest = sha256_of(stream)
             yield local, digest
@@ -269,6 +270,16 @@ def within(seconds: float, what: str, work: Callable[[], T]) -> T:
     return box[0]
 
 
+def spool_full(error: BaseException) -> StoreError | None:
+    """The line for a temporary folder without room, where what is bound for a remote store waits; None for others."""
+    if not isinstance(error, OSError) or error.errno != errno.ENOSPC:
+        return None
+    return StoreError(
+        f"{gettempdir()}: no space left for temporary files; free some and run the same command again to go on, or let "
+        "TMPDIR name a larger disk"
+    )
+
+
 def explain(url: str, error: BaseException) -> StoreError:
     """The error as one line that names the URL and the remedy."""
     if isinstance(error, StoreError):
@@ -285,7 +296,7 @@ def explain(url: str, error: BaseException) -> StoreError:
         remedy = "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
     elif "connect" in low or "endpoint" in low or "timeout" in low or "timed out" in low:
         remedy = f"the store does not answer ({text}); check AWS_ENDPOINT_URL and the network"
-    elif isinstance(error, OSError) and error.errno == 28:
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
         remedy = "no space left; free some and run the same command again to go on"
     else:
         remedy = text
