@@ -254,7 +254,7 @@ def _read_jsonl(file: Path, name: str, columns: SourceColumns, wanted: Sequence[
 
 def _finish(arrays: dict[str, Any], problems: list[str | None], raws: list[bytes | None]) -> pa.Table:
     texts = arrays[TEXT]
-    for row in pc.indices_nonzero(pc.fill_null(pc.equal(pc.utf8_length(texts), 0), True)).to_pylist():
+    for row in pc.indices_nonzero(pc.fill_null(pc.equal(pc.binary_length(texts), 0), True)).to_pylist():
         problems[row] = problems[row] or ("text is empty" if texts[row].is_valid else "text is null")
     arrays[PROBLEM] = pa.array(problems, pa.string())
     arrays[RAW] = pa.array(raws, pa.binary())

@@ -159,8 +159,8 @@ def main() -> None:
         "rephrase": rephrase,
         "peers": peers,
     }
-    rows = {"stage": 270_000, "two-workers": 270_000, "rephrase": 75, "peers": 600_000}
-    shards = {"stage": 30, "two-workers": 30, "rephrase": 3, "peers": 30}
+    rows = {"stage": 280_000, "two-workers": 280_000, "rephrase": 50, "peers": 600_000}
+    shards = {"stage": 30, "two-workers": 30, "rephrase": 2, "peers": 30}
     for name, run in runs.items():
         kind = kinds.add_parser(name, help=(run.__doc__ or "").splitlines()[0])
         kind.add_argument("--rows", type=int, default=rows[name])
