@@ -35,7 +35,8 @@ UNSAVED_MOST = 16 * BLOCK_REQUESTS
 class _Job:
     """One shard's requests: what is still out, what came back, and what the ledger does not hold yet.
 
-    ``saving``: completions of a block that is on its way to the store. ``left``: nobody waits for it any more. Where the store refused its last block it stays until that is written.
+    ``saving``: completions of a block on its way to the store. ``left``: nobody waits for it any more; where the store
+    refused its last block it stays until that is written.
     """
 
     content: str
@@ -77,10 +78,9 @@ class Generation:
             self._jobs.append(job)
         for key, request in requests.items():
             self._queue.put((key, request, job))
-        while not job.finished.wait(1.0):
-            if not self._thread.is_alive():
-                break
         try:
+            while not job.finished.wait(1.0) and self._thread.is_alive():
+                self._save_if_due()  # an engine that stands still inside generate() does not come to it
             self._save([job], SAVE_TRIES)
         finally:
             with self._lock:
@@ -99,22 +99,23 @@ class Generation:
     def drain(self) -> None:
         """No further request is given to the engine; what it holds is finished and kept.
 
-        A remote engine holds what it has sent: what still waits to be sent is given up.
+        A remote engine holds what it has sent: what still waits to be sent is given up. What came back so far is
+        written at once: the engine may stand still, and this be the last that the worker is asked.
         """
         self._draining.set()
         if isinstance(self.engine, RemoteEngine):
             self.engine.drain()
+        try:
+            self._save(self._all())
+        except Exception:  # whatever a store raises
+            logging.getLogger(__name__).warning("the ledger could not be written, it is tried once more", exc_info=True)
 
     def spent(self) -> Mapping[str, int]:
         """What a remote engine sent and paid for so far; nothing of an engine that runs here."""
         return self.engine.spent() if isinstance(self.engine, RemoteEngine) else {}
 
     def close(self) -> None:
-        self.drain()
-        try:
-            self._save(self._all())  # what is here first: whoever closes may not wait for what is still on its way
-        except Exception:  # whatever a store raises
-            logging.getLogger(__name__).warning("the ledger could not be written, it is tried once more", exc_info=True)
+        self.drain()  # and so writes what is here: whoever closes may not wait for what is still on its way
         self._thread.join(timeout=CLOSE_SECONDS)
         self.engine.close()
         self._save(self._all())

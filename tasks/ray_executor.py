@@ -1,218 +1,38 @@
-"""The one module that drives Ray: workers as actors, each fed by the driver's queue.
+"""Workers as actors on Ray, each fed by the driver's queue. With :mod:`tasks.ray_cluster` all that knows of Ray.
 
 Actors and not Ray Data: units are source shards and results are records, so no table ever has to travel through the
 object store, nothing is keyed on Ray's blocks, and a stuck actor can be killed and its shard retried (see
 docs/architecture.md).
-
-Nodes of a cluster must hold the same code and packages as the driver: what goes into a worker is pickled by name, and
-bytes are promised to be the same wherever a shard is made. :mod:`tasks.actor` looks whether they do.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
-import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
 from ray import cloudpickle
-
-# These have no public name, and Ray's public ones wait for most of a minute without a reason: its version is pinned.
-from ray._private import services, state
-from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, Config, GcsClient, get_authentication_mode
-from ray.exceptions import (
-    ActorUnavailableError,
-    AuthenticationError,
-    GetTimeoutError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-)
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray._private import state  # what it tells has no public name: Ray's version is pinned
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
 from operators.base import Resources
 from tasks import actor
 from tasks.credentials import for_workers
+from tasks.ray_cluster import OWN, START_SECONDS, line_of, silent
 from tasks.runs import PACKAGES
-from tasks.workers import Worker, WorkerDied
+from tasks.workers import Handle, Worker, WorkerDied
 
-LOCAL = "local"
-OWN = "winnow-own"
-"""Namespace of a Ray that this process started itself."""
-START_SECONDS = 60.0
-REACH_SECONDS = 5.0
 PLACE_SECONDS = 600.0
 """How long a worker may wait for a node with room: an autoscaler needs minutes to bring a machine with a GPU."""
 LOST_SECONDS = 30.0
 """How long a cluster may be silent; Ray itself ends the driver's process, without a word to us, after 60."""
 LOOK_SECONDS = 2.0
-AUTH_MODE, AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 cloudpickle.register_pickle_by_value(actor)
-
-
-class ClusterRefused(ValueError):
-    """The cluster cannot be joined, or its nodes are not what this process is: one line with the remedy."""
 
 
 class ClusterLost(RuntimeError):
     """The cluster went away in the middle. What is done is kept; the same command goes on."""
-
-
-@contextmanager
-def cluster(address: str = LOCAL, cpus: int | None = None) -> Iterator[None]:
-    """A Ray to work on: ``local`` starts one on loopback and stops it again, ``auto`` joins the one this machine is
-    in (RAY_ADDRESS, or what `ray start` left here), HOST:PORT the one of that head.
-
-    Raises ClusterRefused, in seconds, where there is none, where it asks for another token, or where one of its nodes
-    has other code or packages than this process.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    with _credentials(own=address == LOCAL):
-        if address == LOCAL:
-            _start(cpus)
-        else:
-            _join(address)
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-def _start(cpus: int | None) -> None:
-    # usage statistics and the dashboard both reach out or listen wide
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(
-        address=LOCAL,  # without it RAY_ADDRESS would decide
-        namespace=OWN,
-        num_cpus=cpus or len(os.sched_getaffinity(0)),
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        log_to_driver=False,
-        logging_level="ERROR",
-        configure_logging=True,
-    )
-
-
-def _join(address: str) -> None:
-    where = _reach(address)
-    try:
-        ray.init(address=where, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, RayError) as error:
-        hint = "" if "ersion" in str(error) else "; this machine has to be one of its nodes: `ray start --address` here"
-        raise ClusterRefused(f"the Ray cluster at {where} was not joined: {_line(error)}{hint}") from error
-    try:
-        _same_everywhere()
-    except BaseException:
-        ray.shutdown()
-        raise
-
-
-def _reach(address: str) -> str:
-    """HOST:PORT of the head. Ray itself would try for most of a minute, and then not say what is wrong."""
-    named = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
-    if named.startswith("ray://"):
-        said = address if named == address else f"{address} (RAY_ADDRESS={named})"
-        raise ClusterRefused(
-            f"--ray-address {said}: Ray Client is not supported; run on a node of the cluster with auto, or submit a "
-            "job with `winnow submit`"
-        )
-    where = services.canonicalize_bootstrap_address(address)
-    if where is None:
-        raise ClusterRefused(
-            "--ray-address auto: no Ray cluster runs on this machine and RAY_ADDRESS names none; start one with "
-            "`ray start --head`, or leave the address at local"
-        )
-    trouble = _silent(where, REACH_SECONDS)
-    if trouble:
-        raise ClusterRefused(
-            f"the Ray cluster at {where} does not answer ({trouble}); is its head up, is this its port?"
-        )
-    token = AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
-    if get_authentication_mode() == AuthenticationMode.TOKEN and not token:  # Ray would abort the process
-        raise ClusterRefused(
-            f"{AUTH_MODE} is token and there is none: set {AUTH_TOKEN}, or RAY_AUTH_TOKEN_PATH to the cluster's token"
-        )
-    try:
-        GcsClient(address=where)
-    except AuthenticationError as error:
-        raise ClusterRefused(
-            f"the Ray cluster at {where} refuses us: it wants a token; set {AUTH_MODE}=token, and its token as "
-            f"{AUTH_TOKEN} or RAY_AUTH_TOKEN_PATH"
-        ) from error
-    except RayError as error:
-        raise ClusterRefused(f"what answers at {where} is no head of a Ray cluster: {_line(error)}") from error
-    return str(where)
-
-
-def _silent(where: str, seconds: float) -> str:
-    """Why nothing listens at HOST:PORT; empty where something does."""
-    host, _, port = where.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), seconds).close()
-    except (OSError, ValueError, OverflowError) as error:
-        return _line(error)
-    return ""
-
-
-@contextmanager
-def _credentials(own: bool) -> Iterator[None]:
-    """Ray's token, for as long as the Ray lives. Ray would leave one in the home folder and change the environment.
-
-    Our own Ray gets a token that nobody else has, because its ports are open to the whole network. A cluster that
-    others run gets the token of the environment, and the one in the home folder where no mode was set.
-    """
-    before = {name: os.environ.get(name) for name in (AUTH_MODE, AUTH_TOKEN)}
-    if own and before[AUTH_MODE] is None:
-        os.environ[AUTH_MODE], os.environ[AUTH_TOKEN] = "token", secrets.token_hex(32)
-    elif before[AUTH_MODE] is None and AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
-        os.environ[AUTH_MODE] = "token"
-    _read_credentials()
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        _read_credentials()
-
-
-def _read_credentials() -> None:
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
-
-
-def _same_everywhere() -> None:
-    """Raises ClusterRefused where a node has another winnow, Python or package that can change an output."""
-    here = actor.installed(PACKAGES)
-    look = ray.remote(num_cpus=0, max_retries=0)(actor.look)
-    nodes = {one["NodeID"]: one["NodeManagerAddress"] for one in ray.nodes() if one["Alive"]}
-    there = {
-        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(PACKAGES): address
-        for node, address in nodes.items()
-    }
-    done, silent = ray.wait(list(there), num_returns=len(there), timeout=START_SECONDS)
-    if silent:
-        raise ClusterRefused(
-            f"{len(silent)} of {len(nodes)} nodes of the cluster did not answer within {START_SECONDS:.0f} s, the "
-            f"first {there[silent[0]]}; is it healthy (`ray status`)?"
-        )
-    for one in done:
-        try:
-            host, found = ray.get(one, timeout=START_SECONDS)
-        except RayError:
-            continue  # a node that left meanwhile; one that comes is looked at by its workers
-        if told := actor.differences(here, found):
-            raise ClusterRefused(
-                f"node {there[one]} ({host}) is not like this one: {told}; give all nodes of the cluster the same image"
-            )
 
 
 class _RayHandle:
@@ -221,6 +41,7 @@ class _RayHandle:
         self.began = time.monotonic()
         self.placed = remote.__ray_ready__.remote()
         self.setup: Any = None
+        self.node = ""
 
     def call(self, method: str, *arguments: Any) -> Any:
         if method == "setup":
@@ -245,6 +66,7 @@ class RayPool:
         self._unplaced: dict[Any, str] = {}
         self._head = ray.get_runtime_context().gcs_address
         self._looked = self._heard = time.monotonic()
+        self._draining: dict[str, int] = {}
         # our own Ray is this machine, and needs no look
         self._expected = {} if ray.get_runtime_context().namespace == OWN else actor.installed(PACKAGES)
 
@@ -281,11 +103,14 @@ class RayPool:
         return [*unplaced, *(by_ref[ref] for ref in done)]
 
     def _look(self) -> None:
-        """Whether the head still answers, and which workers found no room."""
+        """Whether the head still answers, which nodes are to leave, and which workers found no room."""
         now = time.monotonic()
         if now - self._looked < LOOK_SECONDS:
             return
-        if not self._head_answers() or not self._waiting:
+        if not self._head_answers():
+            return
+        self._draining = state.state.get_draining_nodes()
+        if not self._waiting:
             return
         now = time.monotonic()
         placed, _ = ray.wait([one.placed for one in self._waiting], num_returns=len(self._waiting), timeout=0)
@@ -299,8 +124,20 @@ class RayPool:
                 f"{free.get('GPU', 0.0):g} GPUs are free (`ray status` says who holds the others)"
             )
 
+    def leaving(self, handles: Sequence[Handle]) -> list[Handle]:
+        return [one for one in handles if self._draining and self._node_of(one) in self._draining]
+
+    def _node_of(self, handle: Any) -> str:
+        if not handle.node:
+            told = state.state.actor_table(handle.actor._actor_id.hex())
+            handle.node = told.get("Address", {}).get("NodeID", "")
+        return str(handle.node)
+
+    def close(self) -> None:
+        """Nothing is held: the cluster belongs to the run, or to others."""
+
     def _head_answers(self) -> bool:
-        trouble = _silent(self._head, LOOK_SECONDS)
+        trouble = silent(self._head, LOOK_SECONDS)
         self._looked = now = time.monotonic()
         if not trouble:
             self._heard = now
@@ -318,7 +155,7 @@ class RayPool:
         except ActorUnavailableError as error:
             raise WorkerDied("worker process died (its node does not answer)") from error
         except RayActorError as error:
-            raise WorkerDied(f"worker process died ({_line(error)})") from error
+            raise WorkerDied(f"worker process died ({line_of(error)})") from error
         except GetTimeoutError as error:
             raise WorkerDied("worker did not hand over its result") from error
         except RayTaskError as error:
@@ -341,7 +178,3 @@ class RayPool:
 def _fits(have: Mapping[str, float], wants: Mapping[str, float]) -> int:
     fits = [have.get(name, 0.0) / amount for name, amount in wants.items() if amount > 0]
     return int(min(fits)) if fits else 1
-
-
-def _line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

@@ -64,6 +64,12 @@ class Pool(Protocol):
     def capacity(self, cpus: float, gpus: float) -> int:
         """How many workers of this size fit."""
 
+    def leaving(self, handles: Sequence[Handle]) -> list[Handle]:
+        """Of these workers, those whose machine was announced to go away soon (a spot notice, a drained node)."""
+
+    def close(self) -> None:
+        """Nothing will be waited for any more."""
+
 
 class WorkerDied(RuntimeError):
     """The process behind a worker is gone."""

@@ -272,18 +272,6 @@ def test_neighbours_of_the_source_are_no_neighbours_of_the_corpus(mixed: Built) 
     assert same < 0.3, "with four shards in any order a quarter of neighbours share theirs"
 
 
-def test_a_cut_is_taken_over_the_whole_and_not_shard_by_shard(tmp_path: Path) -> None:
-    """Fondant's T-MARS pipeline took its percentile in each partition: another sharding kept other rows."""
-    kept, cuts = [], []
-    for shards, rows in ((2, 60), (6, 20)):
-        web = write_web(tmp_path / f"web-{shards}", shards, rows)
-        built = build(web, str(tmp_path / f"out-{shards}"), synthetic=(shards, rows), share=0.7)
-        assert built.results["corpus-scatter-real"].summary.accounts.outcomes["not_sampled"] > 10
-        kept.append(sorted((row["id"], row["text"]) for row in built.rows()))
-        cuts.append(built.run.summary.mix["realised_synthetic_share"])
-    assert kept[0] == kept[1] and cuts[0] == cuts[1]
-
-
 def test_workers_change_no_byte(web: Path, root: str) -> None:
     one = build(web, f"{root}/one", synthetic=(3, 40), share=0.4, shard_tokens=1500)
     three = build(web, f"{root}/three", synthetic=(3, 40), share=0.4, shard_tokens=1500, workers=3)

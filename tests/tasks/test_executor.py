@@ -19,7 +19,7 @@ from tasks.executor import Beat, Effort, Outcome, Policy, SetupFailed, WorkerDie
 from tasks.local_executor import LocalPool
 from tasks.source import ShardError
 
-DIES, FAILS, PERMANENT, HANGS, FINE = "dies", "fails", "permanent", "hangs", "fine"
+DIES, FAILS, PERMANENT, HANGS, GIVES_UP, FINE = "dies", "fails", "permanent", "hangs", "gives up", "fine"
 
 
 @dataclass
@@ -65,6 +65,8 @@ class ScriptedPool:
     ) -> None:
         self.script, self.setups = script, list(setups)
         self.handles: list[ScriptedHandle] = []
+        self.gone: set[int] = set()
+        self.closed = 0
         self.tries: Counter[Any] = Counter()
         self.beside: dict[Any, list[set[Any]]] = defaultdict(list)
 
@@ -74,6 +76,8 @@ class ScriptedPool:
         pool = self
 
         class Caller:
+            number = handle.number
+
             def call(self, method: str, *arguments: Any) -> Future[Any]:
                 return pool._call(handle, method, *arguments)
 
@@ -118,7 +122,9 @@ class ScriptedPool:
             handle.open.clear()
             return
         future = handle.open.pop(unit)
-        if ends == FINE:
+        if ends == GIVES_UP:
+            future.set_result(None)
+        elif ends == FINE:
             future.set_result(f"made {unit}")
         else:
             future.set_exception(ShardError("bad shard") if ends == PERMANENT else RuntimeError("failed"))
@@ -128,6 +134,12 @@ class ScriptedPool:
 
     def capacity(self, cpus: float, gpus: float) -> int:
         return 100
+
+    def leaving(self, handles: Sequence[Any]) -> list[Any]:
+        return [one for one in handles if one.number in self.gone]
+
+    def close(self) -> None:
+        self.closed += 1
 
 
 @pytest.fixture(autouse=True)

@@ -152,7 +152,7 @@ def test_what_is_in_hand_is_saved_before_the_engine_s_end_is_awaited(tmp_path: P
 
 
 def test_a_block_on_its_way_counts_as_one_at_risk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While one shard's last answers are being written, another's may not become a second block that a kill would cost."""
+    """While one shard's last answers are being written, another's may not become a second block at risk."""
     monkeypatch.setattr(generation, "BLOCK_REQUESTS", 4)
     engine, ledger = EngineOfTheTest(), LedgerOfASlowStore(Store(str(tmp_path)), "0123456789ab")
     object.__setattr__(ledger, "held", threading.Event())

@@ -229,7 +229,7 @@ def _rewriting(source: Any, store: Store, choice: rewrite.Choice, folder: Path) 
 
 def test_lost_workers_and_retries_are_counted_on_ray(web: Path, tmp_path: Path, port: int) -> None:
     pytest.importorskip("ray", reason="Ray is not installed: run make install-dev")
-    from tasks.ray_executor import cluster
+    from tasks.ray_cluster import cluster
 
     execution = Execution(executor=Executor.RAY, workers=1, policy=Policy(retries=1, setup_seconds=60.0))
     with cluster(cpus=2):

@@ -17,7 +17,8 @@ import pytest
 from operators.base import Resources
 from tasks import stages
 from tasks.executor import Policy, SetupFailed
-from tasks.ray_executor import ClusterLost, RayPool, cluster
+from tasks.ray_cluster import cluster
+from tasks.ray_executor import ClusterLost, RayPool
 from tasks.source import SourceColumns, open_source
 from tasks.stage import Bounds, Execution, Executor, StageResult, run_stage
 from tasks.store import Store

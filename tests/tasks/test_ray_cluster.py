@@ -18,12 +18,13 @@ from operators.base import Resources
 from tasks import actor, stages
 from tasks.aligned import units
 from tasks.executor import Effort, Policy, SetupFailed, run_units
-from tasks.ray_executor import RayPool, cluster
+from tasks.ray_cluster import cluster
+from tasks.ray_executor import LOOK_SECONDS, RayPool
 from tasks.source import SourceColumns, open_source
 from tasks.stage import Execution, Executor, StageResult, run_stage
 from tasks.store import Store
 from tasks.summary import Status
-from tests.nodes import TOKEN, Nodes, Traced, free_port, node_ids, traced_on, until
+from tests.nodes import RAY, TOKEN, Nodes, Traced, free_port, node_ids, traced_on, until
 from tests.toys import Length, documents
 
 pytestmark = pytest.mark.timeout(300)
@@ -144,6 +145,42 @@ def test_the_whole_flow_on_the_cluster_makes_the_corpus_of_a_local_run(
 
 
 @pytest.mark.slow
+def test_a_node_that_is_announced_to_go_is_drained_and_costs_no_attempt(
+    joined: Nodes, many: Path, trace: Path, tmp_path: Path
+) -> None:
+    """A spot notice, as autoscalers and node termination handlers pass it on to Ray."""
+    ids, seen = node_ids(), list[set[str]]()
+
+    def announce() -> None:
+        until(lambda: set(ids.values()) <= traced_on(trace), "both nodes have a shard in hand")
+        words = ["drain-node", f"--address={joined.address}", f"--node-id={ids['b']}"]
+        words += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=60"]
+        subprocess.run([RAY, *words], check=True, timeout=60, env=joined.environment, capture_output=True)
+        time.sleep(3 * LOOK_SECONDS)
+        for one in trace.iterdir():
+            one.unlink()
+        until(lambda: bool(traced_on(trace)), "the work goes on")
+        seen.append(traced_on(trace))
+
+    notice = Thread(target=announce)
+    notice.start()
+    store = Store(str(tmp_path / "cluster"))
+    stage = stages.annotate("toy", Traced(slow=3.0, trace=str(trace)), [open_source(str(many), SourceColumns())], store)
+    strict = Policy(setup_seconds=90.0, retries=0)
+    try:
+        result = run_stage(stage, store, Execution(executor=Executor.RAY, policy=strict))
+        notice.join(90)
+        assert result.summary.status is Status.DONE and result.summary.shards_made == SHARDS, result.summary.failures
+        assert seen == [{ids["a"]}], "nothing more is given to a node that is to go"
+        run(Traced(trace=str(trace)), many, tmp_path / "local", Executor.LOCAL)
+        assert files(tmp_path / "cluster") == files(tmp_path / "local")
+    finally:
+        joined.kill("b")
+        joined.add("b")
+        until(lambda: {"a", "b"} <= node_ids().keys(), "a new node has come")
+
+
+@pytest.mark.slow
 def test_shards_of_a_node_that_dies_are_made_on_the_other(
     joined: Nodes, many: Path, trace: Path, tmp_path: Path
 ) -> None:
@@ -167,7 +204,7 @@ def test_shards_of_a_node_that_dies_are_made_on_the_other(
 
 JOIN = """
 import sys
-from tasks.ray_executor import ClusterRefused, cluster
+from tasks.ray_cluster import ClusterRefused, cluster
 try:
     with cluster(sys.argv[1]):
         print("joined")
@@ -262,11 +299,12 @@ DRIVE = """
 import sys
 from pathlib import Path
 import tasks.ray_executor as ray_executor
+from tasks.ray_cluster import cluster
 from tests.nodes import Traced
 from tests.tasks.test_ray_cluster import run
 ray_executor.LOST_SECONDS = 4.0
 try:
-    with ray_executor.cluster(sys.argv[1]):
+    with cluster(sys.argv[1]):
         run(Traced(slow=0.5, trace=sys.argv[4]), Path(sys.argv[2]), Path(sys.argv[3]))
 except ray_executor.ClusterLost as error:
     print("lost:", error)

@@ -33,7 +33,7 @@ def seen_by_a_worker(name: str = KEY_VARIABLES[0]) -> list[str]:
 def test_the_key_reaches_a_worker_of_a_cluster_and_stays_nowhere(
     ray_head: Nodes, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from tasks.ray_executor import cluster
+    from tasks.ray_cluster import cluster
 
     monkeypatch.setenv("RAY_ADDRESS", ray_head.address)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
@@ -56,7 +56,7 @@ def test_the_key_reaches_a_worker_of_a_cluster_and_stays_nowhere(
 
 def test_the_key_reaches_a_worker_of_a_ray_of_our_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray is not installed: run make install-dev")
-    from tasks.ray_executor import cluster
+    from tasks.ray_cluster import cluster
 
     with cluster(cpus=1):
         monkeypatch.setenv(KEY_VARIABLES[0], CANARY)  # after the start, so that it is not simply inherited

@@ -98,7 +98,7 @@ def started(executor: Executor) -> Any:
     """Ray, where the stages run on it."""
     if executor is Executor.LOCAL:
         return nullcontext()
-    from tasks.ray_executor import cluster
+    from tasks.ray_cluster import cluster
 
     return cluster()
 
