@@ -36,6 +36,11 @@ def no_password(value: str) -> str:
             "holds a password, and every record and log would repeat it; leave it out, and give it in the environment "
             "(s3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
         )
+    if re.search(SIGNED, value):
+        raise ValueError(
+            "is a signed URL, and every record and log would repeat its signature; name the file without it, and give "
+            "credentials in the environment or as a block (--credentials)"
+        )
     return value
 
 
@@ -49,12 +54,15 @@ def _block_name(value: str) -> str:
 
 
 BLOCK_NAME = r"[a-z0-9][a-z0-9-]{0,63}"
+SIGNED = r"[?&]([Xx]-[A-Za-z]+-)?([Ss]ignature|[Ss]ecurity-[Tt]oken|[Cc]redential|sig|[Tt]oken|[Aa]pi_?[Kk]ey|[Kk]ey)="
 WITH_USERINFO = r"\s*[A-Za-z0-9+.:-]+://[^/@\s]*:[^/\s]*@"
 Place = Annotated[
     str,
     StringConstraints(min_length=1, max_length=4096, pattern=r"\S"),
     AfterValidator(no_password),
-    Field(json_schema_extra={"pattern": rf"^(?!{WITH_USERINFO}).*\S"}),  # the form stores what it lets pass
+    Field(
+        json_schema_extra={"pattern": rf"^(?!{WITH_USERINFO})(?!.*{SIGNED}).*\S"}
+    ),  # the form stores what it lets pass
 ]
 BlockName = Annotated[
     str,

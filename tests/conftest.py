@@ -25,6 +25,10 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 ACCESS, SECRET, BUCKET = "winnow-test", "winnow-test-secret", "lake"
+CANARY_ACCESS, CANARY_SECRET = "winnow-canary", "cAnary/s3+secret/0c4e8d2b7a61f39e"
+"""A second user, whose secret is searched for in what runs leave."""
+READER = "winnow-reader"
+"""Key of who may read and list everything and write nothing; the secret is the same."""
 START_SECONDS = 60.0
 
 
@@ -87,7 +91,9 @@ def _launch(weed: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     config = folder / "s3.json"
     credentials = [{"accessKey": ACCESS, "secretKey": SECRET}]
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    config.write_text(json.dumps({"identities": [{"name": "test", "credentials": credentials, "actions": actions}]}))
+    reader = {"credentials": [{"accessKey": READER, "secretKey": SECRET}], "actions": ["Read", "List"]}
+    test = {"credentials": credentials, "actions": actions}
+    config.write_text(json.dumps({"identities": [{"name": "test", **test}, {"name": "reader", **reader}]}))
     ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
     grpc = {name: free_port() for name in ports}
     command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]

@@ -83,6 +83,12 @@ def test_limits_stand_where_the_form_checks_them(schema: dict[str, Any]) -> None
         ({"tag_probability": 1.5}, "tag_probability: 1.5 is greater than the maximum of 1"),
         ({"synthetic_share": 1}, "synthetic_share: 1 is not valid under any of the given schemas"),
         ({"input": "s3://me:secret@lake/x"}, "input: 's3://me:secret@lake/x' does not match"),
+        (
+            {"input": "https://h/a.jsonl?X-Amz-Signature=00"},
+            "input: 'https://h/a.jsonl?X-Amz-Signature=00' does not match",
+        ),
+        ({"credentials": "sk-0123"}, "credentials: 'sk-0123' does not match"),
+        ({"credentials": "wJalrXUt/K7MDENG"}, "credentials: 'wJalrXUt/K7MDENG' does not match"),
         ({"limit": 0}, "limit: 0 is less than the minimum of 1"),
         ({"limit": "many"}, "limit: 'many' is not of type 'integer'"),
         ({"styles": ["rude"]}, "styles.0: 'rude' is not one of ['easy', 'medium', 'hard', 'qa']"),
@@ -137,6 +143,27 @@ def test_what_does_not_go_together_is_one_line_that_names_the_field(given: dict[
     assert str(told.value) == line
     with pytest.raises(ValidationError, match=line.removeprefix("--").split(":", 1)[1]):
         CurateText(**{**GIVEN, **given})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://h/a.parquet?X-Amz-Credential=AKIA&X-Amz-Signature=cAnary",
+        "https://h/a.parquet?sv=2024&sig=cAnary",
+        "https://h/a.parquet?x-goog-signature=cAnary",
+        "https://h/a.parquet?token=cAnary",
+        "https://h/a.parquet?a=1&api_key=cAnary",
+    ],
+)
+def test_a_signed_url_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(BadParameters, match="--input: is a signed URL, and every record") as told:
+        validated(CurateText, {"input": url, "output": "/out"})
+    assert "cAnary" not in str(told.value)
+
+
+@pytest.mark.parametrize("url", ["s3://lake/part-?/key=1/a.parquet", "/data/what?.jsonl", "https://h/a.jsonl?page=1"])
+def test_globs_and_partitions_are_no_signatures(url: str) -> None:
+    assert CurateText(input=url, output="/out").input == url
 
 
 def test_without_rephrasing_no_server_is_needed() -> None:
