@@ -19,6 +19,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from flows.serve.deployments import read, register
 from tests.conftest import free_port
 from tests.flows.serve.serving import ROOT, WINNOW, Serving, alive, until
+from tests.sockets import listening
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -117,6 +118,9 @@ def test_ctrl_c_ends_every_process(serve: Callable[..., Serving], tmp_path: Path
     serving = serve()
     children = serving.children()
     assert len(children) >= 3  # the server and two workers
+    sockets = listening([serving.process.pid, *children])
+    assert {one.address for one in sockets} == {"127.0.0.1"}, sockets
+    assert {one.port for one in sockets} >= {serving.port, serving.port + 1}
     os.killpg(serving.process.pid, signal.SIGINT)  # as a terminal does
     assert serving.process.wait(60) == 0
     until(lambda: not any(alive(pid) for pid in children), 10)
