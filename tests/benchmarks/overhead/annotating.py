@@ -9,6 +9,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pyarrow as pa
@@ -114,7 +115,7 @@ def system(source: Path, output: Path, executor: Executor, workers: int) -> dict
     if summary.status.value != "done" or not summary.accounts.closed():
         raise SystemExit(f"the stage ended {summary.status.value}: {summary.failures[:1]}")
     return {
-        "ready": min(execution.ready),
+        "ready": mean(execution.ready),
         "done": done,
         "rows": summary.accounts.rows_out,
         "setup_seconds": summary.setup_seconds,

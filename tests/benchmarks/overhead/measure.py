@@ -69,20 +69,20 @@ def together(
 def alone(command: Sequence[str], env: Mapping[str, str], cwd: Path, ready: Path | None = None) -> Side:
     """One command, and of its work: ``start_seconds``, ``seconds``, ``cpu_seconds``.
 
-    ``ready``: file to which its workers write when they are; then ``work_seconds`` is from the first of them on, unless
-    the command said itself how long it worked.
+    ``ready``: file to which its workers write when they are; then ``work_seconds`` is from the mean of these times on,
+    unless the command said itself how long it worked.
     """
     [side] = together([command], env, cwd)
     told = joined([side])
     if ready is not None:
-        first = min(map(float, ready.read_text().split()))
-        told.setdefault("work_seconds", round(side["done"] - first, 3))
+        began = statistics.mean(map(float, ready.read_text().split()))
+        told.setdefault("work_seconds", round(side["done"] - began, 3))
     return told
 
 
 def joined(sides: Sequence[Side]) -> Side:
-    """Processes that did one work together: from the first that was ready to the last that was done."""
-    ready, done = min(one["ready"] for one in sides), max(one["done"] for one in sides)
+    """Processes that did one work together: from when they were ready, in the mean, to the last that was done."""
+    ready, done = statistics.mean(one["ready"] for one in sides), max(one["done"] for one in sides)
     cpu = sum(_at(one["samples"], done) - _at(one["samples"], ready) for one in sides)
     kept = {name: value for name, value in sides[0].items() if name not in ("samples", "launched", "ready", "done")}
     return {

@@ -79,7 +79,7 @@ def system(source: Path, output: Path, executor: Executor, threads: int) -> dict
     if summary.status.value != "done" or not summary.accounts.closed():
         raise SystemExit(f"the stage ended {summary.status.value}: {summary.failures[:1]}")
     return {
-        "ready": min(execution.ready),
+        "ready": execution.ready[0],
         "done": done,
         "requests": summary.notes["requests"],
         "tokens": summary.accounts.tokens["completion"],

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -16,8 +17,9 @@ from filters import Filtered
 from operators.route import Route
 from operators.safety.tags import HarmTags
 from tasks import stages
-from tasks.build import Origin, partition_dataset
+from tasks.build import Origin
 from tasks.dataset import Dataset
+from tasks.gather import partition_dataset
 from tasks.source import SourceColumns, open_source
 from tasks.stage import Executor, Stage, run_stage
 from tasks.store import Store
@@ -27,7 +29,7 @@ LACKS = ("parent_id", "style", "date", "lang", "harm_score")
 
 
 def run(source: Path, output: Path, executor: Executor, workers: int, name: str) -> dict[str, Any]:
-    """Times of work by stage: from the first worker that was ready to the end of the stage."""
+    """Times of work by stage: from when its workers were ready, in the mean, to the end of the stage."""
     store, taken, begun = Store(str(output)), {}, time.monotonic()
     rows = 0
 
@@ -35,7 +37,7 @@ def run(source: Path, output: Path, executor: Executor, workers: int, name: str)
         nonlocal rows
         execution = Watched(executor=executor, workers=workers)
         result = run_stage(stage, store, execution)
-        taken[stage.folder.stage] = time.monotonic() - min(execution.ready)
+        taken[stage.folder.stage] = time.monotonic() - mean(execution.ready)
         if result.summary.status.value != "done" or not result.summary.accounts.closed():
             raise SystemExit(f"{stage.folder.stage} ended {result.summary.status.value}: {result.summary.failures[:1]}")
         rows = result.summary.accounts.rows_out
