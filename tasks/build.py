@@ -3,7 +3,8 @@
 *Resolve* counts the tokens of what each origin could give, by a seeded uniform number per row; from the merged counts
 come the cut of each origin (its token share) and the number of partitions: numbers that enter the fingerprints
 downstream. *Scatter* takes each input shard, applies cut and harm tags, and sorts its rows by their place in the
-corpus. *Gather* makes one corpus file of each range of places, the origins interleaved in their token proportion.
+corpus. *Gather* (:mod:`tasks.gather`) makes one corpus file of each range of places, the origins interleaved in their
+token proportion.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from operators.base import uniforms
-from operators.mixing import BINS, interleave
+from operators.mixing import BINS
 from operators.safety.tags import MARK, HarmTags, escaped
 from tasks.aligned import SKIPPED, UPSTREAM, Input, Unit, read_unit
 from tasks.annotate import finished
 from tasks.commit import Footer, adopt, commit_table
-from tasks.dataset import Dataset, Folder, Shard, shard_key
+from tasks.dataset import Dataset, Folder, shard_key
 from tasks.executor import Beat
 from tasks.pulse import Pulse
 from tasks.records import InputShard, Record
@@ -92,7 +93,7 @@ def corpus_schema(carried: Sequence[tuple[str, str]]) -> pa.Schema:
 
 
 @dataclass
-class _BuildWorker:
+class BuildWorker:
     """What the three steps share: the pulse, and commit of one table under its shard key."""
 
     output: Store
@@ -139,7 +140,7 @@ class _BuildWorker:
 
 
 @dataclass
-class ResolveWorker(_BuildWorker):
+class ResolveWorker(BuildWorker):
     """Counts what one shard could give, by the uniform number that the cut will be laid on."""
 
     inputs: tuple[Input, ...] = ()
@@ -172,7 +173,7 @@ class ResolveWorker(_BuildWorker):
 
 
 @dataclass
-class ScatterWorker(_BuildWorker):
+class ScatterWorker(BuildWorker):
     """The rows of one shard that go into the corpus, tagged where their route asks for it, sorted by place."""
 
     inputs: tuple[Input, ...] = ()
@@ -253,50 +254,6 @@ class ScatterWorker(_BuildWorker):
         return rows.append_column(PLACE, places)
 
 
-@dataclass
-class GatherWorker(_BuildWorker):
-    """One corpus file: every row whose place lies in the partition's range, origins interleaved."""
-
-    scattered: tuple[Dataset, ...] = ()
-    partitions: int = 1
-
-    def process(self, unit: Unit) -> Record:
-        assert self._pulse is not None
-        began = time.monotonic()
-        with self._pulse.busy():
-            number = partition_number(unit.name)
-            seen = [InputShard(name=unit.name, path="", token="", content_id=one.content_id) for one in unit.shards]
-            key, path, standing = self._standing(unit.name, seen, began)
-            if standing is not None:
-                return standing
-            low, high = number / self.partitions, (number + 1) / self.partitions
-            parts: list[pa.Table] = []
-            for dataset in self.scattered:
-                for shard in dataset.shards:
-                    parts.append(read_range(dataset.store, shard, low, high))
-                    self._pulse.step()
-            table = pa.concat_tables(parts)
-            order = interleave(table.column(ORIGIN).to_pylist(), table.column(PLACE), table.column("tokens"))
-            table = table.take(pa.array(order, pa.int64())).drop_columns([PLACE])
-            rows = Counter(
-                "tagged" if tagged else origin
-                for origin, tagged in zip(
-                    table.column(ORIGIN).to_pylist(), table.column(TAGGED).to_pylist(), strict=True
-                )
-            )
-            tokens: Counter[str] = Counter()
-            for origin, count in zip(table.column(ORIGIN).to_pylist(), table.column("tokens").to_pylist(), strict=True):
-                tokens[origin] += count
-            accounts = Accounts(
-                rows_in=table.num_rows,
-                outcomes={KEPT: table.num_rows} if table.num_rows else {},
-                rows_out=table.num_rows,
-                outputs=dict(sorted(rows.items())),
-                tokens=dict(sorted(tokens.items())),
-            )
-            return self._commit(table, accounts, unit.name, key, path, seen, began, group=16384)
-
-
 def eligibility(table: pa.Table, origin: Origin) -> list[str]:
     """Outcome of every row before the cut."""
     upstream = table.column(UPSTREAM).to_pylist()
@@ -320,37 +277,6 @@ def _somewhere(texts: pa.Array, word: str) -> bool:
     """Whether the bytes of all texts together hold the word: to search each text costs several times as much."""
     data = texts.buffers()[2]
     return data is not None and word.encode() in data.to_pybytes()
-
-
-def read_range(store: Store, shard: Shard, low: float, high: float) -> pa.Table:
-    """Rows with low <= place < high, reading only the row groups that can hold some."""
-    with store.fs.open(store.absolute(shard.path), "rb") as stream:
-        file = pq.ParquetFile(stream)
-        column = file.schema_arrow.names.index(PLACE)
-        groups = []
-        for number in range(file.metadata.num_row_groups):
-            statistics = file.metadata.row_group(number).column(column).statistics
-            if statistics is None or (statistics.max >= low and statistics.min < high):
-                groups.append(number)
-        table = file.read_row_groups(groups) if groups else file.schema_arrow.empty_table()
-    place = table.column(PLACE)
-    inside = table.filter(pc.and_(pc.greater_equal(place, low), pc.less(place, high)))
-    return inside.replace_schema_metadata(None)
-
-
-def partition_name(number: int, partitions: int) -> str:
-    return f"part-{number:05d}-of-{partitions:05d}"
-
-
-def partition_number(name: str) -> int:
-    return int(name.split("-")[1])
-
-
-def partition_dataset(output: Store, scattered: Sequence[Dataset], partitions: int) -> Dataset:
-    """One shard a partition, known by the versions of everything scattered: any change makes all of them anew."""
-    content = "+".join(dataset.version for dataset in scattered)
-    names = [partition_name(number, partitions) for number in range(partitions)]
-    return Dataset(output, tuple(Shard(name=name, path="", content=content) for name in names))
 
 
 def merged(output: Store, counted: Dataset) -> pa.Table:

@@ -9,10 +9,11 @@ import orjson
 
 from operators.mixing import keep_rates, threshold
 from operators.safety.tags import HarmTags
-from tasks.build import CORPUS, Origin, merged, partition_dataset
+from tasks.build import CORPUS, Origin, merged
 from tasks.card import card
 from tasks.commit import create
 from tasks.dataset import HIDDEN, Dataset
+from tasks.gather import partition_dataset
 from tasks.run import Run
 from tasks.runs import CARDS
 from tasks.stage import Stage

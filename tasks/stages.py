@@ -12,8 +12,9 @@ from operators.language.engine import EngineSettings, Sampling
 from operators.safety.tags import HarmTags
 from tasks.aligned import Input
 from tasks.annotate import AnnotateWorker
-from tasks.build import GatherWorker, Origin, ResolveWorker, ScatterWorker
+from tasks.build import Origin, ResolveWorker, ScatterWorker
 from tasks.dataset import IDENTITY_VERSION, Dataset, Folder
+from tasks.gather import GatherWorker
 from tasks.ledger import Ledger
 from tasks.models import resolve
 from tasks.rewrite import Choice, RewriteWorker

@@ -60,12 +60,16 @@ def as_text(column: pa.Array | pa.ChunkedArray) -> pa.Array:
         column = column.cast(pa.binary())
     if holds_text(column):
         return decoded(column)[0]
-    if not isinstance(column.type, pa.BaseExtensionType):  # of a UUID Arrow's cast takes the bytes for text
-        try:
-            return pc.cast(column, pa.string())
-        except pa.ArrowException:
-            pass  # value by value
-    return pa.array([_said(value) for value in column], pa.string())
+    # of a UUID Arrow's cast takes the bytes for text
+    cast = None if isinstance(column.type, pa.BaseExtensionType) else _cast(column)
+    return pa.array([_said(value) for value in column], pa.string()) if cast is None else cast
+
+
+def _cast(column: pa.Array) -> pa.Array | None:
+    try:
+        return pc.cast(column, pa.string())
+    except pa.ArrowException:
+        return None  # then value by value
 
 
 def _said(scalar: pa.Scalar) -> str | None:

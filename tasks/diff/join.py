@@ -18,8 +18,9 @@ from tempfile import TemporaryDirectory, gettempdir
 import polars as pl
 import pyarrow as pa
 
-from tasks.build import ORIGIN, partition_number
+from tasks.build import ORIGIN
 from tasks.diff.facts import NAMED
+from tasks.gather import partition_number
 from tasks.lineage.reading import Tally, opened
 from tasks.records import Record
 from tasks.source import ID, TEXT

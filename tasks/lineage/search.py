@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from operators.base import uniform
-from tasks.build import partition_name
+from tasks.gather import partition_name
 from tasks.lineage.reading import Tally, opened, rows_where
 from tasks.records import Record
 from tasks.source import ID

@@ -21,10 +21,11 @@ import numpy as np
 import pyarrow as pa
 
 from operators.base import uniform
-from tasks.build import CORPUS, partition_name
+from tasks.build import CORPUS
 from tasks.commit import Footer, commit_table
 from tasks.dataset import Folder, shard_key
 from tasks.diff.join import join
+from tasks.gather import partition_name
 from tasks.lineage.reading import Tally
 from tasks.lineage.search import SOURCE, corpus_rows, layout, scan
 from tasks.lineage.trace import trace

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tasks import executor
-from tests.tasks.test_executor import DIES, FINE, GIVES_UP, HANGS, ScriptedPool, work
+from tests.scripted import DIES, FINE, GIVES_UP, HANGS, ScriptedPool, work
 
 
 @pytest.fixture(autouse=True)
