@@ -161,7 +161,7 @@ def test_a_signed_url_is_refused_and_not_repeated(url: str) -> None:
     assert "cAnary" not in str(told.value)
 
 
-@pytest.mark.parametrize("url", ["s3://lake/part-?/key=1/a.parquet", "/data/what?.jsonl", "https://h/a.jsonl?page=1"])
+@pytest.mark.parametrize("url", ["s3://lake/part-?/key=1/a.parquet", "/lake/what?.jsonl", "https://h/a.jsonl?page=1"])
 def test_globs_and_partitions_are_no_signatures(url: str) -> None:
     assert CurateText(input=url, output="/out").input == url
 
