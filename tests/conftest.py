@@ -93,7 +93,12 @@ def _launch(weed: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     reader = {"credentials": [{"accessKey": READER, "secretKey": SECRET}], "actions": ["Read", "List"]}
     test = {"credentials": credentials, "actions": actions}
-    config.write_text(json.dumps({"identities": [{"name": "test", **test}, {"name": "reader", **reader}]}))
+    canary = {"credentials": [{"accessKey": CANARY_ACCESS, "secretKey": CANARY_SECRET}], "actions": test["actions"]}
+    config.write_text(
+        json.dumps(
+            {"identities": [{"name": "test", **test}, {"name": "reader", **reader}, {"name": "canary", **canary}]}
+        )
+    )
     ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
     grpc = {name: free_port() for name in ports}
     command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
