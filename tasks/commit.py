@@ -21,6 +21,8 @@ from typing import Any
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.asyn import sync
+from fsspec.exceptions import FSTimeoutError
 from pydantic import BaseModel, ConfigDict
 
 from tasks.dataset import HIDDEN, Folder
@@ -35,6 +37,10 @@ CONFLICT_RETRIES = 6
 LARGEST_PUT = 5 << 30
 """S3's limit for one PUT, in bytes. A shard is never uploaded in parts: PUT is the request whose condition every store
 that has one decides atomically, while SeaweedFS 4.48 let two writers complete the same name in 2 of 40 races."""
+PUT_SECONDS = 120.0
+SLOWEST_UPLOAD = 1 << 20
+"""Bytes a second, beyond PUT_SECONDS. The client's own limits begin once a body is sent, and before it is it waits for
+the server's leave (``Expect: 100-continue``): a server that stands still would be waited for without end."""
 
 
 class CommitConflict(RuntimeError):
@@ -221,7 +227,7 @@ def _put_once(store: Store, file: Path, final: str) -> bool:
             )
     for attempt in range(CONFLICT_RETRIES):
         try:
-            store.fs.put_file(str(file), final, mode="create", **whole)
+            _put(store, file, final, mode="create", **whole)
             return True
         except FileExistsError:
             return False
@@ -234,6 +240,17 @@ def _put_once(store: Store, file: Path, final: str) -> bool:
             # another writer is at the same name right now: once it is through, the condition decides
             time.sleep(0.2 * 2**attempt)
     return False
+
+
+def _put(store: Store, file: Path, final: str, **how: Any) -> None:
+    if not store.fs.async_impl:
+        store.fs.put_file(str(file), final, **how)
+        return
+    seconds = PUT_SECONDS + file.stat().st_size / SLOWEST_UPLOAD
+    try:
+        sync(store.fs.loop, store.fs._put_file, str(file), final, timeout=seconds, **how)
+    except FSTimeoutError as error:
+        raise TimeoutError(f"a write timed out after {seconds:.0f} s") from error
 
 
 def _s3_code(error: BaseException) -> str:

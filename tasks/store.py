@@ -33,6 +33,9 @@ _S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
     "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 3, "mode": "standard"}},
 }
+_S3_ROUNDS = 2
+"""How often s3fs goes through the attempts of the client below it: a silent server costs rounds x attempts x timeout,
+six minutes. By itself it would do it 5 times, a quarter of an hour for one question."""
 
 
 class StoreError(RuntimeError):
@@ -80,6 +83,8 @@ class Store:
                 fs, root = fsspec.core.url_to_fs(self.url, **options)
             except (ValueError, ImportError) as error:
                 raise StoreError(f"{self.url}: cannot open this kind of URL ({_line(error)})") from error
+            if options:
+                fs.retries = _S3_ROUNDS
             self._opened = (fs, root.rstrip("/"))
         return self._opened
 
