@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "infra/README.md", ROOT / "deployments/README.md"]
 )
+GUARANTEE_TABLES = [("Guarantees", "Recovery"), ("Stalls", "Formats"), ("What other systems", "What is not")]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 ROOMS = "operators|tasks|flows|tests|docs|infra|deployments|requirements"
@@ -80,6 +81,26 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_named_paths_exist(document: Path) -> None:
     named = set(IN_REPOSITORY.findall(FENCE.sub("", read(document)))) - MADE_BY_THE_RECIPE
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=ids)
+def test_named_tests_exist(document: Path) -> None:
+    missing = [
+        f"{file}::{name}"
+        for file, name in re.findall(r"(tests/[\w/]+\.py)::(\w+)", read(document))
+        if not (ROOT / file).exists() or f"\ndef {name}(" not in read(ROOT / file)
+    ]
+    assert missing == []
+
+
+def test_every_guarantee_names_its_test() -> None:
+    """A line without one would be a promise: each row of these tables has a test, or stands beside one that has."""
+    text = read(ROOT / "docs" / "guarantees.md")
+    promises = [text[text.index(f"## {a}") : text.index(f"## {b}")] for a, b in GUARANTEE_TABLES]
+    rows = [
+        row for part in promises for row in re.findall(r"^\| (?!\*?-|guarantee|what|who|complaint)(.+)$", part, re.M)
+    ]
+    assert len(rows) > 30 and [row[:60] for row in rows if "::test_" not in row] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=ids)
