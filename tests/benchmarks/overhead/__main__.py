@@ -161,7 +161,7 @@ def main() -> None:
         "rephrase": rephrase,
         "peers": peers,
     }
-    rows = {"stage": 280_000, "two-workers": 280_000, "rephrase": 50, "peers": 600_000}
+    rows = {"stage": 280_000, "two-workers": 280_000, "rephrase": 20, "peers": 600_000}
     shards = {"stage": 30, "two-workers": 30, "rephrase": 2, "peers": 30}
     for name, run in runs.items():
         kind = kinds.add_parser(name, help=(run.__doc__ or "").splitlines()[0])
