@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
-from tasks.workers import Handle, Worker
+from tasks.workers import Handle, Notice, Worker
 
 
 class _Thread:
@@ -39,7 +39,7 @@ class _Thread:
         return future
 
     def kill(self) -> None:
-        self.worker.drain()
+        self.call("drain")  # what a thread has in hand may be waiting for a store: nobody waits for that here
 
 
 FROZEN_SLACK_SECONDS = 30.0
@@ -72,8 +72,11 @@ class LocalPool:
     def capacity(self, cpus: float, gpus: float) -> int:
         return max(1, int(len(os.sched_getaffinity(0)) // max(cpus, 1e-9)))
 
-    def leaving(self, handles: Sequence[Handle]) -> list[Handle]:
+    def leaving(self, handles: Sequence[Handle]) -> list[tuple[Handle, float]]:
         return []  # a machine that goes away tells its processes by SIGTERM
+
+    def ending(self) -> Notice | None:
+        return None
 
     def close(self) -> None:
         if self.frozen_seconds:

@@ -7,6 +7,7 @@ docs/architecture.md).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,20 +15,24 @@ from typing import Any
 import ray
 from ray import cloudpickle
 from ray._private import state  # what it tells has no public name: Ray's version is pinned
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+from ray._raylet import GcsClient
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from operators.base import Resources
 from tasks import actor
 from tasks.credentials import for_workers
 from tasks.ray_cluster import OWN, START_SECONDS, line_of, silent
 from tasks.runs import PACKAGES
-from tasks.workers import Handle, Worker, WorkerDied
+from tasks.workers import Handle, Notice, Worker, WorkerDied
 
 PLACE_SECONDS = 600.0
 """How long a worker may wait for a node with room: an autoscaler needs minutes to bring a machine with a GPU."""
 LOST_SECONDS = 30.0
 """How long a cluster may be silent; Ray itself ends the driver's process, without a word to us, after 60."""
 LOOK_SECONDS = 2.0
+SPARE_SECONDS = 5.0
+"""Before the moment at which a machine is to go: a clock may be off, and a process takes its time to end. At most a
+quarter of the notice."""
 cloudpickle.register_pickle_by_value(actor)
 
 
@@ -66,7 +71,9 @@ class RayPool:
         self._unplaced: dict[Any, str] = {}
         self._head = ray.get_runtime_context().gcs_address
         self._looked = self._heard = time.monotonic()
-        self._draining: dict[str, int] = {}
+        self._gcs = GcsClient(address=self._head)
+        self._here = ray.get_runtime_context().get_node_id()
+        self._leaving: dict[str, float] = {}  # id of a node -> when it has to be left, in monotonic seconds
         # our own Ray is this machine, and needs no look
         self._expected = {} if ray.get_runtime_context().namespace == OWN else actor.installed(PACKAGES)
 
@@ -109,7 +116,7 @@ class RayPool:
             return
         if not self._head_answers():
             return
-        self._draining = state.state.get_draining_nodes()
+        self._ask_who_leaves()
         if not self._waiting:
             return
         now = time.monotonic()
@@ -124,8 +131,27 @@ class RayPool:
                 f"{free.get('GPU', 0.0):g} GPUs are free (`ray status` says who holds the others)"
             )
 
-    def leaving(self, handles: Sequence[Handle]) -> list[Handle]:
-        return [one for one in handles if self._draining and self._node_of(one) in self._draining]
+    def _ask_who_leaves(self) -> None:
+        """Nodes that an autoscaler, `ray drain-node` or SIGTERM to `ray start --block` announced to go."""
+        try:
+            told = self._gcs.get_draining_nodes(timeout=LOOK_SECONDS)
+        except RayError:
+            return  # whether the head still answers is seen at the next look
+        for node in told.keys() - self._leaving.keys():
+            left = told[node] / 1000 - time.time() if told[node] else math.inf  # 0: nobody said when
+            self._leaving[node] = time.monotonic() + max(0.0, left - min(SPARE_SECONDS, left / 4))
+
+    def leaving(self, handles: Sequence[Handle]) -> list[tuple[Handle, float]]:
+        if not self._leaving:
+            return []
+        nodes = [(one, self._node_of(one)) for one in handles]
+        return [(one, self._leaving[node]) for one, node in nodes if node in self._leaving]
+
+    def ending(self) -> Notice | None:
+        """The driver's own node takes the driver with it."""
+        if self._here not in self._leaving:
+            return None
+        return Notice("the machine that drives this run was announced to go away", self._leaving[self._here])
 
     def _node_of(self, handle: Any) -> str:
         if not handle.node:

@@ -193,6 +193,8 @@ def _run_stage(
             if time.monotonic() - last >= REPORT_SECONDS:
                 last = time.monotonic()
                 report()
+            if effort.ending:
+                bounds.stop(effort.ending)
             return bounds.reached(effort)
 
         policy = _policy(execution, pool, stage, len(todo))

@@ -27,12 +27,13 @@ from tasks.credentials import line_of
 T = TypeVar("T")
 
 CHUNK_BYTES = 8 << 20
-PREFLIGHT_SECONDS = 10.0
+PREFLIGHT_SECONDS = 5.0  # a question; a refusal comes within ten seconds, and loading Python takes some of them
 LISTING_SECONDS = 900.0  # a million objects take minutes, from a store that is known to answer
 _S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
     "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 3, "mode": "standard"}},
 }
+_IN_TROUBLE = ("slowdown", "reduce your request rate", "internalerror", "internal error", "unavailable", "bad gateway")
 _S3_ROUNDS = 2
 """How often s3fs goes through the attempts of the client below it: a silent server costs rounds x attempts x timeout,
 six minutes. By itself it would do it 5 times, a quarter of an hour for one question."""
@@ -40,6 +41,10 @@ six minutes. By itself it would do it 5 times, a quarter of an hour for one ques
 
 class StoreError(RuntimeError):
     """Storage refused or did not answer. One line that names the URL and the remedy."""
+
+
+class StoreAway(StoreError):
+    """Storage did not answer, or is in trouble of its own: later it may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +305,9 @@ def explain(url: str, error: BaseException) -> StoreError:
     elif "credential" in low:
         remedy = "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
     elif "connect" in low or "endpoint" in low or "timeout" in low or "timed out" in low:
-        remedy = f"the store does not answer ({text}); check AWS_ENDPOINT_URL and the network"
+        return StoreAway(f"{url}: the store does not answer ({text}); check AWS_ENDPOINT_URL and the network")
+    elif any(word in low for word in _IN_TROUBLE):
+        return StoreAway(f"{url}: the store is in trouble ({text}); the same command goes on once it is not")
     elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
         remedy = "no space left; free some and run the same command again to go on"
     else:

@@ -50,6 +50,14 @@ class Handle(Protocol):
     def kill(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """The machine that drives the run is to go away. ``by``: monotonic seconds, infinite where nobody said."""
+
+    why: str
+    by: float
+
+
 class Pool(Protocol):
     """Where workers run. ``wait`` returns the futures that are done; ``result`` gives a value or raises WorkerDied."""
 
@@ -64,8 +72,12 @@ class Pool(Protocol):
     def capacity(self, cpus: float, gpus: float) -> int:
         """How many workers of this size fit."""
 
-    def leaving(self, handles: Sequence[Handle]) -> list[Handle]:
-        """Of these workers, those whose machine was announced to go away soon (a spot notice, a drained node)."""
+    def leaving(self, handles: Sequence[Handle]) -> list[tuple[Handle, float]]:
+        """Of these workers, those whose machine was announced to go away (a spot notice, a drained node), and when that
+        is: monotonic seconds, infinite where nobody said."""
+
+    def ending(self) -> Notice | None:
+        """Why the whole run has to drain: the machine that drives it, or one that all need, is to go away."""
 
     def close(self) -> None:
         """Nothing will be waited for any more."""
@@ -106,6 +118,7 @@ class Effort:
 
     ``steps``: signs of progress. ``retries``: attempts after a unit's first. ``lost``: workers that died or were
     killed. ``held``: (unit, monotonic seconds at which its attempt began). ``most``: units that may be held at once.
+    ``ending``: why the run has to drain, where that came from the machines and not from the caller.
     """
 
     workers: int = 0
@@ -119,6 +132,7 @@ class Effort:
     retries: int = 0
     lost: int = 0
     draining: bool = False
+    ending: str = ""
     most: int = 0
     held: tuple[tuple[Any, float], ...] = ()
     spent: Counter[str] = field(default_factory=Counter)

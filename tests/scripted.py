@@ -11,8 +11,11 @@ from typing import Any
 
 from tasks.executor import Beat, Effort, Outcome, Policy, WorkerDied, run_units
 from tasks.source import ShardError
+from tasks.store import StoreAway
+from tasks.workers import Notice
 
 DIES, FAILS, PERMANENT, HANGS, GIVES_UP, FINE = "dies", "fails", "permanent", "hangs", "gives up", "fine"
+AWAY = "away"
 
 
 @dataclass
@@ -59,6 +62,8 @@ class ScriptedPool:
         self.script, self.setups = script, list(setups)
         self.handles: list[ScriptedHandle] = []
         self.gone: set[int] = set()
+        self.gone_by = float("inf")
+        self.notice: Notice | None = None
         self.closed = 0
         self.tries: Counter[Any] = Counter()
         self.beside: dict[Any, list[set[Any]]] = defaultdict(list)
@@ -120,7 +125,8 @@ class ScriptedPool:
         elif ends == FINE:
             future.set_result(f"made {unit}")
         else:
-            future.set_exception(ShardError("bad shard") if ends == PERMANENT else RuntimeError("failed"))
+            raised = {PERMANENT: ShardError("bad shard"), AWAY: StoreAway("the store does not answer")}
+            future.set_exception(raised.get(ends) or RuntimeError("failed"))
 
     def result(self, future: Future[Any]) -> Any:
         return future.result(timeout=0)
@@ -128,8 +134,11 @@ class ScriptedPool:
     def capacity(self, cpus: float, gpus: float) -> int:
         return 100
 
-    def leaving(self, handles: Sequence[Any]) -> list[Any]:
-        return [one for one in handles if one.number in self.gone]
+    def leaving(self, handles: Sequence[Any]) -> list[tuple[Any, float]]:
+        return [(one, self.gone_by) for one in handles if one.number in self.gone]
+
+    def ending(self) -> Notice | None:
+        return self.notice
 
     def close(self) -> None:
         self.closed += 1

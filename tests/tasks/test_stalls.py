@@ -183,7 +183,9 @@ def test_a_store_that_stands_still_for_a_while_costs_no_shard(web: Path, own_s3:
     policy = replace(POLICY, stall_seconds=60.0, retries=5)
     result = annotate(Length(slow=0.5), web, root, Execution(executor=Executor.LOCAL, policy=policy))
     freezing.join(30)
-    assert result.summary.status is Status.DONE and result.summary.shards_made == 3, result.summary.failures
+    assert result.summary.status is Status.DONE, result.summary.failures
+    # one whose data stood before the server did not answer for its record is adopted
+    assert result.summary.shards_made + result.summary.shards_before == 3
 
 
 def test_a_store_that_never_comes_back_ends_the_stage_in_one_line_and_keeps_what_stands(web: Path, own_s3: int) -> None:
