@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import ray
 
 # These have no public name, and Ray's public ones wait for most of a minute without a reason: its version is pinned.
-from ray._private import services
+from ray._private import ray_constants, services
 from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, Config, GcsClient, get_authentication_mode
 from ray.exceptions import AuthenticationError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tasks import actor
 from tasks.runs import PACKAGES
 
-LOCAL = "local"
+LOCAL, LOOPBACK = "local", "127.0.0.1"
 OWN = "winnow-own"
 """Namespace of a Ray that this process started itself."""
 START_SECONDS = 60.0
@@ -60,16 +60,28 @@ def cluster(address: str = LOCAL, cpus: int | None = None) -> Iterator[None]:
 def _start(cpus: int | None) -> None:
     # usage statistics and the dashboard both reach out or listen wide
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(
-        address=LOCAL,  # without it RAY_ADDRESS would decide
-        namespace=OWN,
-        num_cpus=cpus or len(os.sched_getaffinity(0)),
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        log_to_driver=False,
-        logging_level="ERROR",
-        configure_logging=True,
-    )
+    with _of_one_machine():
+        ray.init(
+            address=LOCAL,  # without it RAY_ADDRESS would decide
+            namespace=OWN,
+            num_cpus=cpus or len(os.sched_getaffinity(0)),
+            include_dashboard=False,
+            _node_ip_address=LOOPBACK,
+            log_to_driver=False,
+            logging_level="ERROR",
+            configure_logging=True,
+        )
+
+
+@contextmanager
+def _of_one_machine() -> Iterator[None]:
+    """Ray takes the outer address in place of loopback, but where it forms no clusters, as on macOS: here too then."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _join(address: str) -> None:
@@ -137,7 +149,7 @@ def silent(where: str, seconds: float) -> str:
 def _credentials(own: bool) -> Iterator[None]:
     """Ray's token, for as long as the Ray lives. Ray would leave one in the home folder and change the environment.
 
-    Our own Ray gets a token that nobody else has, because its ports are open to the whole network. A cluster that
+    Our own Ray gets a token that nobody else has: its ports are on loopback, where other users are too. A cluster that
     others run gets the token of the environment, and the one in the home folder where no mode was set.
     """
     before = {name: os.environ.get(name) for name in (AUTH_MODE, AUTH_TOKEN)}

@@ -214,6 +214,7 @@ def test_nothing_that_a_run_leaves_or_shows_holds_a_secret(place: Place, s3: str
         MisbehavingServer(["ok", "echo_key", "ok", "400"], key=PLANTED["block_engine_key"]) as server,
     ):
         endpoint = os.environ["AWS_ENDPOINT_URL"]
+        place.run("register", [sys.executable, "-m", "prefect", "block", "register", "-m", "flows.credentials"], 0)
         place.run("save", [sys.executable, "-c", SAVE], 0, json.dumps(blocks(endpoint)))
 
         def start(what: str, code: int | None, credentials: str | None, **changes: Any) -> str:

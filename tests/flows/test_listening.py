@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from tests.canaries import canaries, found
 from tests.conftest import free_port
-from tests.flows.serve.serving import WINNOW, descendants
+from tests.flows.serve.serving import ROOT, WINNOW, descendants
 from tests.sockets import Socket, Watch, listening
 
 STRANGER = """
@@ -56,6 +57,47 @@ def test_the_kernels_tables_are_read_right() -> None:
         "wide": ("0.0.0.0", False),
         "six": ("::", False),
     }
+
+
+NETWORK = """
+set -e
+ip link set lo up
+ip address add 192.0.2.9/32 dev lo
+ip route add default dev lo
+exec "$@"
+"""
+OWN_RAY = """
+import json, os
+from ray._private.services import get_node_ip_address
+from tasks.ray_cluster import cluster
+from tests.flows.serve.serving import descendants
+from tests.sockets import listening
+outer = get_node_ip_address()
+with cluster(cpus=1):
+    import ray
+    ray.get(ray.remote(lambda: 1).remote())
+    print(json.dumps([outer, *sorted(listening([os.getpid(), *descendants(os.getpid())]))]))
+assert get_node_ip_address() == outer
+"""
+
+
+def test_our_own_ray_listens_on_loopback_alone_on_a_machine_with_a_network() -> None:
+    """In a network of its own with an address that looks like one to the outside, which Ray by itself would take."""
+    pytest.importorskip("ray", reason="Ray is not installed: run make install-dev")
+    for namespace in (["unshare", "--net"], ["unshare", "--net", "--user", "--map-root-user"]):
+        if subprocess.run(
+            [*namespace, "bash", "-c", NETWORK, "-", "true"], capture_output=True, check=False
+        ).returncode:
+            continue
+        command = [*namespace, "bash", "-c", NETWORK, "-", sys.executable, "-c", OWN_RAY]
+        held = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=held)
+        assert ended.returncode == 0, ended.stderr[-2000:]
+        outer, *sockets = json.loads(ended.stdout)
+        assert outer == "192.0.2.9" and len(sockets) > 5
+        assert [one for one in sockets if one[0] != "127.0.0.1"] == []
+        return
+    pytest.skip("no network can be made here (unshare, ip)")
 
 
 def test_our_own_ray_lets_no_stranger_in_and_has_no_dashboard() -> None:

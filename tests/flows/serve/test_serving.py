@@ -118,9 +118,28 @@ def test_pools_have_their_limits_and_a_worker_each(serving: Serving) -> None:
         until(online, 30)
 
 
+def test_the_kind_of_block_for_credentials_is_there_with_its_form(serving: Serving) -> None:
+    kind = serving.get("/block_types/slug/winnow-credentials")
+    assert kind["name"] == "Winnow credentials" and "`credentials`" in kind["description"]
+    of_it = {"block_schemas": {"block_type_id": {"any_": [kind["id"]]}}}
+    fields = serving.post("/block_schemas/filter", of_it)[0]["fields"]["properties"]
+    assert {"aws_secret_access_key", "engine_api_key", "hf_token", "environment"} <= fields.keys()
+    secret = [name for name, one in fields.items() if "password" in str(one)]
+    assert {"aws_secret_access_key", "aws_session_token", "engine_api_key", "hf_token"} <= set(secret)
+
+
+@pytest.mark.slow
+def test_a_run_that_names_no_block_fails_in_one_line(serving: Serving, tmp_path: Path) -> None:
+    run = serving.start("curate_text/ad-hoc", small(tmp_path, tmp_path / "out", credentials="nowhere"))
+    state = serving.ended(run)
+    assert state["type"] == "FAILED" and "credentials 'nowhere': no such block at http" in state["message"]
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
+        ({"credentials": "sk-0123456789"}, "credentials"),
         ({"seed": -1}, "parameters.seed"),
         ({"tag_probability": 2}, "tag_probability"),
         ({"styles": ["odd"]}, "styles"),
