@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq install --no-deps
-# Ray listens on every interface: tests run with only the loopback one, where the system allows it.
+# A Ray cluster listens on every interface: tests run with only the loopback one, where the system allows it.
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} infra/loopback.sh \
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
