@@ -104,4 +104,4 @@ def test_the_limits_of_one_question_together_are_below_that_of_a_stall() -> None
     config = store_module._S3_OPTIONS["config_kwargs"]
     tries = store_module._S3_ROUNDS * config["retries"]["max_attempts"]
     assert tries * (config["connect_timeout"] + config["read_timeout"]) < Policy().stall_seconds
-    assert commit.PUT_SECONDS < Policy().stall_seconds
+    assert Policy().stall_seconds > commit.PUT_SECONDS
