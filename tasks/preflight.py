@@ -1,4 +1,4 @@
-"""Refuses before anything is loaded: input, columns, output and models are looked at first, ten seconds a question."""
+"""Refuses before anything is loaded: input, columns, output and models are looked at first, five seconds a question."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ def output(url: str, given: Dataset, input_url: str, single_writer: bool) -> Sto
             f"{url}: lies inside the input {input_url}, whose next listing would find it; choose another folder"
         )
     try:
+        within(PREFLIGHT_SECONDS, url, store.answers)
         if within(PREFLIGHT_SECONDS, url, store.lacks_bucket):
             raise Refused(f"{url}: its bucket does not exist; check the spelling, and create the bucket first")
         within(PREFLIGHT_SECONDS, url, lambda: probe(store, single_writer))

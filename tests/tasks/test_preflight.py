@@ -24,8 +24,8 @@ from tasks.store import Store, StoreError, within
 from tests.conftest import free_port
 from tests.toys import documents
 
-SECONDS = 11.0
-"""The ten seconds that a preflight question may take, and one for a busy machine."""
+SECONDS = 10.0
+"""The five seconds that a preflight question may take, and some for a busy machine."""
 
 
 def refusal(work: Callable[[], Any]) -> str:
@@ -147,7 +147,7 @@ def test_an_endpoint_that_never_answers(keys: pytest.MonkeyPatch, web: Path) -> 
         silent.listen(16)
         keys.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         line = refusal(lambda: source_of("s3://lake/web"))
-    assert line == "s3://lake/web: no answer within 10 s; check the address and the network"
+    assert line == "s3://lake/web: no answer within 5 s; check the address and the network"
 
 
 def test_an_endpoint_that_is_no_s3(keys: pytest.MonkeyPatch) -> None:

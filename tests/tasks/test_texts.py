@@ -73,7 +73,8 @@ def test_an_id_of_any_type_is_kept_and_what_is_none_is_made(tmp_path: Path, ids:
 
 def test_json_nested_deeper_than_it_can_be_written_costs_that_value_alone(tmp_path: Path) -> None:
     deep = b"[" * 500 + b"]" * 500
-    (tmp_path / "a.jsonl").write_bytes(b'{"text": "x", "id": ' + deep + b', "url": ' + deep + b"}\n" + jsonl({"text": "y"}))
+    line = b'{"text": "x", "id": ' + deep + b', "url": ' + deep + b"}\n"
+    (tmp_path / "a.jsonl").write_bytes(line + jsonl({"text": "y"}))
     found = rows(tmp_path)
     assert [(row["text"], row["url"], row["problem"]) for row in found] == [("x", None, None), ("y", None, None)]
     assert len(found[0]["id"]) == 32
