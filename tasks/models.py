@@ -172,7 +172,10 @@ def _convert(reference: str, gguf: Path, folder: Path) -> None:
     from operators.language.embedded import convert_gguf
 
     try:
-        convert_gguf(gguf, folder)
+        with tempfile.TemporaryDirectory(prefix="winnow-gguf-") as room:  # readers take in what lies beside the file
+            alone = Path(room) / gguf.name
+            alone.symlink_to(gguf.resolve())
+            convert_gguf(alone, folder)
     except Exception as error:  # a damaged file makes the readers raise nearly anything, struct.error among it
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(

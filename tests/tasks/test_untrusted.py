@@ -140,6 +140,21 @@ def test_a_linked_folder_is_the_folder_it_leads_to(model: Path, tmp_path: Path) 
     assert resolve(str(tmp_path / "current"), tmp_path / "cache").sha256
 
 
+def test_a_gguf_is_read_without_what_lies_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would take configurations and adapters of that folder for the model's."""
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "m.gguf").write_bytes(b"GGUF and numbers")
+    (tmp_path / "given" / "adapter_config.json").write_text("{}")
+    seen: list[tuple[list[str], bytes]] = []
+
+    def convert(gguf: Path, folder: Path) -> None:
+        seen.append(([one.name for one in gguf.parent.iterdir()], gguf.read_bytes()))
+
+    monkeypatch.setattr("operators.language.embedded.convert_gguf", convert)
+    resolve(str(tmp_path / "given" / "m.gguf"), tmp_path / "cache")
+    assert seen == [(["m.gguf"], b"GGUF and numbers")]
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.ckpt", "model.pkl"])
 def test_the_command_line_refuses_pickles_before_anything_starts(
     model: Path, mark: Path, name: str, tmp_path: Path
