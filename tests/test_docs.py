@@ -103,6 +103,11 @@ def test_every_guarantee_names_its_test() -> None:
     assert len(rows) > 30 and [row[:60] for row in rows if "::test_" not in row] == []
 
 
+def test_every_outcome_of_bad_input_names_its_test() -> None:
+    rows = re.findall(r"^\| (?!-|case)(.+)$", read(ROOT / "docs" / "how-to" / "bad-input.md"), re.MULTILINE)
+    assert len(rows) > 30 and [row[:60] for row in rows if "::test_" not in row] == []
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=ids)
 def test_no_machine_and_no_host_is_named(document: Path) -> None:
     assert MACHINE.findall(read(document)) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -99,3 +100,33 @@ def test_a_shard_that_changes_during_the_run_fails_alone_and_the_next_run_takes_
     corpus = next(one.folder for one in again.stages if one.name == "corpus")
     fresh_files = {path: digest for path, digest in files_of(Store(f"{root}/fresh")).items() if path.startswith(corpus)}
     assert fresh_files and fresh_files.items() <= files_of(Store(out)).items(), fresh.messages
+
+
+def test_credentials_that_end_during_a_run_cost_what_is_left_and_new_ones_go_on(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers of the second stage connect with what is no key any more."""
+    import s3fs
+
+    root = f"{s3}/{uuid.uuid4().hex[:12]}"
+    for number in range(3):
+        put(Store(f"{root}/web"), f"part-{number}.parquet", texts(f"first part {number}"))
+    web, out = f"{root}/web", f"{root}/out"
+    with monkeypatch.context() as patch:
+
+        def deed() -> None:
+            patch.setenv("AWS_SECRET_ACCESS_KEY", "expired")
+            s3fs.S3FileSystem.clear_instance_cache()
+
+        Meddling(patch, "judged", deed)
+        summary = run(web, out)
+    s3fs.S3FileSystem.clear_instance_cache()
+    first, judged, *_ = summary.stages
+    assert summary.status is Status.FAILED and not first.failures and len(judged.failures) == 3
+    for failure in judged.failures:
+        assert "access refused" in failure.error and "check the credentials in the environment" in failure.error
+        assert "\n" not in failure.error and "expired" not in failure.error
+    again = run(web, out)
+    assert again.status is Status.DONE and {one.name: one.shards_made for one in again.stages}["first"] == 0
+    assert held(out, again) == Counter(text for number in range(3) for text in said(f"first part {number}"))
+    assert verify(Store(out)).ok
