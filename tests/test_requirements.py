@@ -7,6 +7,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import sysconfig
 import threading
 import tomllib
 from collections import Counter
@@ -50,6 +51,8 @@ SPELLED = {
     "the unlicense (unlicense)": "Unlicense",
 }
 """What packages write in place of the names of SPDX."""
+HERE = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+"""Where this environment is installed: Ray, once imported, adds a folder of its own copies to the path."""
 SAYS_NOTHING = {"OSI Approved", "DFSG approved"}
 
 
@@ -68,7 +71,7 @@ AUDIT = load()
 def installed() -> dict[str, Distribution]:
     """What the locks name and this environment has."""
     locked = {name for lock in LOCKS for name in pins(lock)}
-    found = {canonicalize_name(one.metadata["Name"]): one for one in distributions()}
+    found = {canonicalize_name(one.metadata["Name"]): one for one in distributions(path=HERE)}
     return {name: one for name, one in sorted(found.items()) if name in locked}
 
 
@@ -86,7 +89,7 @@ def test_what_is_installed_is_what_is_locked() -> None:
 
 
 def test_no_two_distributions_have_the_same_name() -> None:
-    names = Counter(canonicalize_name(one.metadata["Name"]) for one in distributions())
+    names = Counter(canonicalize_name(one.metadata["Name"]) for one in distributions(path=HERE))
     assert [name for name, count in names.items() if count > 1] == []
 
 
