@@ -1,39 +1,50 @@
 """Workers as threads of this process: for small runs, for tests, and where there is no Ray.
 
 A thread cannot be killed. A worker that makes no progress is abandoned: its thread goes on in the dark, what it may
-still commit is the same bytes as its successor's, and the process can end because the thread is a daemon.
-
-A thread stuck in native code that keeps the interpreter's lock stops all others, the loop that would notice too. A
-watch that needs no lock then ends the process, with the stacks of all threads on standard error.
+still commit is the same bytes as its successor's, and the process can end because the thread is a daemon. One that
+keeps Python's lock stops all others as well, and the loop: see :mod:`tasks.frozen`.
 """
 
 from __future__ import annotations
 
-import faulthandler
+import logging
 import os
 import pickle
-import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
-from tasks.workers import Handle, Notice, Worker
+from tasks.frozen import Watch
+from tasks.logs import spoken
+from tasks.workers import Handle, Notice, Policy, Worker
+
+FROZEN_SLACK_SECONDS = 30.0
+"""Beyond the limit of a stall: a worker that others could see stuck is given up first, and the process lives."""
 
 
 class _Thread:
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, about_to: Callable[[], None]) -> None:
         # through pickle, as Ray does it: a worker that cannot travel fails here and not on the cluster
         self.worker: Worker = pickle.loads(pickle.dumps(worker))
+        self.under_way: dict[Future[Any], tuple[str, Any]] = {}
+        self.about_to = about_to
 
     def call(self, method: str, *arguments: Any) -> Future[Any]:
         future: Future[Any] = Future()
+        self.under_way[future] = (method, arguments[0] if arguments else None)
+        if method in ("setup", "process"):
+            self.about_to()
 
         def run() -> None:
             try:
-                future.set_result(getattr(self.worker, method)(*arguments))
+                made = getattr(self.worker, method)(*arguments)
             except BaseException as error:  # handed to whoever reads the future
+                self.under_way.pop(future)
                 future.set_exception(error)
+            else:
+                self.under_way.pop(future)
+                future.set_result(made)
 
         threading.Thread(target=run, daemon=True, name=f"winnow-{method}").start()
         return future
@@ -42,28 +53,24 @@ class _Thread:
         self.call("drain")  # what a thread has in hand may be waiting for a store: nobody waits for that here
 
 
-FROZEN_SLACK_SECONDS = 30.0
-"""Beyond the limit of a stall: a worker that others could see stuck is given up first, and the process lives."""
-
-
 class LocalPool:
-    """As many workers as asked for, all in this process.
-
-    ``frozen_seconds``: how long the process may stand as a whole before the watch ends it with exit code 1; 0: none.
-    """
+    """As many workers as asked for, all in this process. ``policy``: by its limits a frozen process is ended; None: by
+    none."""
 
     name = "local"
 
-    def __init__(self, frozen_seconds: float = 0.0) -> None:
-        self.frozen_seconds = frozen_seconds
+    def __init__(self, policy: Policy | None = None) -> None:
+        self.policy = policy
+        self._threads: list[_Thread] = []
+        self._watch: Watch | None = None
 
     def start(self, worker: Worker) -> _Thread:
-        return _Thread(worker)
+        if self.policy is not None and self._watch is None:
+            self._watch = Watch(self._frozen)
+        self._threads.append(_Thread(worker, self._watch.tell if self._watch is not None else lambda: None))
+        return self._threads[-1]
 
     def wait(self, futures: Sequence[Future[Any]], seconds: float) -> list[Future[Any]]:
-        if self.frozen_seconds:
-            # set anew at each turn of the loop; sys.stderr may be a stream of a test's or a notebook's own
-            faulthandler.dump_traceback_later(self.frozen_seconds, exit=True, file=sys.__stderr__ or 2)
         return list(wait(futures, timeout=seconds, return_when=FIRST_COMPLETED).done)
 
     def result(self, future: Future[Any]) -> Any:
@@ -79,5 +86,21 @@ class LocalPool:
         return None
 
     def close(self) -> None:
-        if self.frozen_seconds:
-            faulthandler.cancel_dump_traceback_later()
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def _frozen(self) -> tuple[float, str]:
+        assert self.policy is not None
+        calls = [call for one in self._threads for call in list(one.under_way.values())]
+        limit = self.policy.stall_seconds
+        if any(method == "setup" for method, _ in calls):
+            limit = max(limit, self.policy.setup_seconds)
+        units = sorted(str(getattr(unit, "name", unit)) for method, unit in calls if method == "process")
+        what = f"{', '.join(units[:3])}: " if units else ""
+        told = (
+            f"{what}native code has let nothing else of this process run for {limit + FROZEN_SLACK_SECONDS:.0f} s, so "
+            "it was ended (--stall-seconds); what is done is kept, the same command goes on, and with --executor ray "
+            "one worker alone is killed"
+        )
+        return limit + FROZEN_SLACK_SECONDS, spoken(told, logging.ERROR, "process_frozen")

@@ -20,7 +20,7 @@ from tasks.aligned import units
 from tasks.attempt import retire
 from tasks.dataset import Dataset, Folder
 from tasks.executor import Effort, Policy, Pool, Worker, run_units
-from tasks.local_executor import FROZEN_SLACK_SECONDS, LocalPool
+from tasks.local_executor import LocalPool
 from tasks.logs import about, event
 from tasks.pending import Retry, explained, finished_shards, to_do
 from tasks.progress import Meter, Progress
@@ -49,7 +49,7 @@ class Execution:
 
     def pool(self, resources: Resources) -> Pool:
         if self.executor is Executor.LOCAL:
-            return LocalPool(self.policy.stall_seconds + FROZEN_SLACK_SECONDS)
+            return LocalPool(self.policy)
         from tasks.ray_executor import RayPool  # Ray is slow to import, and a local run does not need it
 
         return RayPool(resources)

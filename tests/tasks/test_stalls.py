@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -109,10 +110,10 @@ def test_a_thread_stuck_in_native_code_is_left_behind_and_its_shard_made(web: Pa
 FROZEN = """
 import sys
 from pathlib import Path
-from tasks import stage
+from tasks import local_executor, stage
 from tests.stuck import InNativeCode
 from tests.tasks.test_stalls import POLICY, annotate
-stage.FROZEN_SLACK_SECONDS = 1.0
+local_executor.FROZEN_SLACK_SECONDS = 1.0
 stuck = InNativeCode(where="Document 13 ", mark=sys.argv[3])
 execution = stage.Execution(executor=stage.Executor.LOCAL, policy=POLICY)
 print(annotate(stuck, Path(sys.argv[1]), sys.argv[2], execution).summary.shards_before)
@@ -122,12 +123,44 @@ print(annotate(stuck, Path(sys.argv[1]), sys.argv[2], execution).summary.shards_
 def test_a_process_frozen_by_native_code_ends_itself_and_the_next_run_goes_on(web: Path, tmp_path: Path) -> None:
     """No thread of Python's can run any more, the loop that watches neither."""
     command = [sys.executable, "-c", FROZEN, str(web), str(tmp_path / "out"), str(tmp_path / "mark")]
-    began = time.monotonic()
-    first = subprocess.run(command, capture_output=True, text=True, timeout=100, env=os.environ)
-    assert first.returncode == 1 and time.monotonic() - began < 60
-    assert "Timeout (0:00:03)!" in first.stderr and "in __call__" in first.stderr, first.stderr
-    second = subprocess.run(command, capture_output=True, text=True, timeout=100, env=os.environ)
+    environment, began = {**os.environ, "WINNOW_LOG_FORMAT": "json"}, time.monotonic()
+    first = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+    assert first.returncode == -signal.SIGKILL and STALL_SECONDS < time.monotonic() - began < 60
+    said = json.loads(first.stderr.splitlines()[-1])
+    assert said["event"] == "process_frozen" and said["level"] == "error"
+    assert said["message"].startswith("part-1.parquet: native code has let nothing else of this process run for 3 s")
+    second = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
     assert (second.returncode, second.stdout) == (0, "1\n"), "the shard before it was kept"
+
+
+NOT_FROZEN = """
+import os, signal, sys, time
+from tasks import local_executor
+from tasks.executor import Effort, Policy, run_units
+from tests.scripted import Plain
+local_executor.FROZEN_SLACK_SECONDS = 0.5
+pool = local_executor.LocalPool(Policy(stall_seconds=0.5))
+for number, outcome in enumerate(run_units(pool, Plain(), range(3), Policy(stall_seconds=0.5), Effort())):
+    print(outcome.value, flush=True)
+    if number == 0:
+        time.sleep(3)  # whoever takes the results may take its time
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+left = os.popen(f"ps --ppid {os.getpid()} -o args").read()
+print("watched" if "frozen.py" in left else "over")
+"""
+
+
+def test_a_process_that_is_slow_or_was_stopped_is_not_frozen() -> None:
+    process = subprocess.Popen([sys.executable, "-c", NOT_FROZEN], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = [process.stdout.readline() for _ in range(2)]
+    time.sleep(3)  # three times the limit, as by Ctrl-Z
+    assert Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    process.send_signal(signal.SIGCONT)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "".join(said) + rest == "made 0\nmade 1\nmade 2\nover\n"
 
 
 # -- stores --------------------------------------------------------------------------------------------------------
