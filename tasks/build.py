@@ -215,6 +215,10 @@ class ScatterWorker(BuildWorker):
         by_place = [(PLACE, "ascending"), (ID, "ascending")]
         order = pc.sort_indices(pa.table({PLACE: places, ID: chosen}), sort_keys=by_place)
         keep = np.asarray(keep, np.int64)[order.to_numpy()].tolist()
+        for carried in {one for one, _ in self.origin.carried} & set(
+            table.column_names
+        ):  # of types that take may not know
+            table = table.set_column(table.column_names.index(carried), carried, as_text(table.column(carried)))
         kept, places = table.take(pa.array(keep, pa.int64())), places.take(order)
         ids = kept.column(ID).to_pylist()
         schema = corpus_schema(self.origin.carried)
@@ -248,8 +252,6 @@ class ScatterWorker(BuildWorker):
         columns[TEXT] = pc.replace_with_mask(texts, changed, pa.array(new, pa.string())) if new else texts
         columns["tokens"] = pa.array(tokens, pa.int32())
         columns[TAGGED] = pa.array(marks, pa.bool_())
-        for carried, _ in self.origin.carried:
-            columns[carried] = as_text(columns[carried])
         rows = pa.table({one.name: pc.cast(columns[one.name], one.type) for one in schema}, schema=schema)
         return rows.append_column(PLACE, places)
 

@@ -26,7 +26,7 @@ from tasks.dataset import Dataset, Shard
 from tasks.lines import BROKEN, lines, parsed, said_in_json
 from tasks.selection import glob_pattern
 from tasks.store import Entry, Store, StoreError
-from tasks.texts import as_text, decoded, holds_text, plain
+from tasks.texts import as_text, decoded, holds_text, plain, without_views
 
 ID, TEXT, URL, DATE, PROBLEM, RAW = "id", "text", "url", "date", "problem", "raw"
 CANONICAL = (ID, TEXT, URL, DATE)
@@ -205,7 +205,7 @@ def _read_parquet(file: Path, columns: SourceColumns, wanted: Sequence[str], hea
             arrays[ours] = pa.nulls(table.num_rows, pa.string())
             continue
         column = table.column(theirs).combine_chunks()
-        arrays[ours] = _strings(column, ours, problems, raws) if ours in CANONICAL else column
+        arrays[ours] = _strings(column, ours, problems, raws) if ours in CANONICAL else without_views(column)
     return _finish(arrays, problems, raws)
 
 

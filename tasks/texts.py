@@ -26,6 +26,12 @@ def plain(column: pa.Array) -> pa.Array:
     return column
 
 
+def without_views(column: pa.Array) -> pa.Array:
+    """The column as Arrow's ``take`` can have it, which knows no views."""
+    views = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+    return column.cast(views[column.type]) if column.type in views else column
+
+
 def holds_text(column: pa.Array) -> bool:
     return column.type in _TEXT_TYPES
 

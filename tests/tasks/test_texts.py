@@ -13,9 +13,11 @@ import pytest
 
 from tasks.source import ShardError, SourceColumns, check_columns, open_source, read_source
 from tasks.store import Entry, Store, StoreError
+from tasks.summary import Status
 from tasks.texts import as_text
+from tests.bad_input import chain
 from tests.tasks.test_source import jsonl, names, packed, parquet, rows
-from tests.toys import documents
+from tests.toys import Judged, Words, documents
 
 UUID = uuid.UUID("12345678-1234-5678-1234-567812345678")
 BYTES = b"\xff" * 16
@@ -69,6 +71,21 @@ def test_an_id_of_any_type_is_kept_and_what_is_none_is_made(tmp_path: Path, ids:
     given, made = [row["id"] for row in rows(tmp_path)]
     assert given in ("1", "a" * 16, str(UUID), "[1]", '{"n":1}')
     assert len(made) == 32 and int(made, 16)
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.binary_view(), pa.list_(pa.string_view())], ids=str)
+def test_a_carried_column_of_views_comes_into_the_corpus(tmp_path: Path, kind: pa.DataType) -> None:
+    """Arrow's take knows no views."""
+    held = [["v0"], ["v1"], ["v2"]] if pa.types.is_list(kind) else ["v0", "v1", "v2"]
+    parquet(tmp_path / "web" / "a.parquet", text=["one", None, "three"], more=pa.array(held, kind))
+    operators = {"tagged": Judged(), "tokens": Words()}
+    routes = (("keep", "tokens >= 1"),)
+    url, out = str(tmp_path / "web"), str(tmp_path / "out")
+    summary = chain(url, out, annotators=operators, carried={"more": "more"}, routes=routes)
+    assert summary.status is Status.DONE, summary.messages
+    folder = next(one.folder for one in summary.stages if one.name == "corpus")
+    rows = pq.read_table(tmp_path / "out" / folder).to_pylist()
+    assert {row["text"]: row["more"].strip('[]"') for row in rows} == {"one": "v0", "three": "v2"}
 
 
 def test_json_nested_deeper_than_it_can_be_written_costs_that_value_alone(tmp_path: Path) -> None:
