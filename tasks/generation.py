@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from operators.language.choose import EngineError
@@ -22,6 +23,8 @@ from tasks.logs import event
 
 BLOCK_REQUESTS = 256
 BLOCK_SECONDS = 60.0
+DRAIN_SECONDS = 5.0
+"""In place of BLOCK_SECONDS once the worker is drained: it may be ended before the engine has finished its last."""
 IDLE_SECONDS = 0.05
 CLOSE_SECONDS = 30.0
 SAVE_TRIES = 4
@@ -73,14 +76,13 @@ class Generation:
         """
         if not requests:
             return {}
-        job = _Job(content, name, waiting=len(requests))
-        with self._lock:
-            self._jobs.append(job)
+        job = self._job(content, name, requests)
         for key, request in requests.items():
-            self._queue.put((key, request, job))
+            if key not in job.done:
+                self._queue.put((key, request, job))
         try:
             while not job.finished.wait(1.0) and self._thread.is_alive():
-                self._save_if_due()  # an engine that stands still inside generate() does not come to it
+                self._save_if_due(soon=True)  # an engine that stands still inside generate() does not come to it
             self._save([job], SAVE_TRIES)
         finally:
             with self._lock:
@@ -95,6 +97,21 @@ class Generation:
         if self._error is not None:
             raise WorkerDied(f"the language engine failed: {self._error}")
         return None
+
+    def _job(self, content: str, name: str, requests: Mapping[str, Request]) -> _Job:
+        """Begins a shard's job. What the store did not take of an earlier try at the shard, and is in hand, is its."""
+        job = _Job(content, name, waiting=0)
+        earlier = [one for one in self._all() if one.left and one.content == content]
+        with self._saving if earlier else nullcontext(), self._lock:  # of these nothing is on its way now
+            for one in earlier:
+                taken = {key: one.unsaved.pop(key) for key in requests.keys() & one.unsaved.keys()}
+                job.done |= taken
+                job.unsaved |= taken
+            job.waiting = len(requests) - len(job.done)
+            self._jobs.append(job)
+        if not job.waiting:
+            job.finished.set()
+        return job
 
     def drain(self) -> None:
         """No further request is given to the engine; what it holds is finished and kept.
@@ -138,7 +155,7 @@ class Generation:
 
     def _feed(self) -> Iterator[Request | None]:
         while not self._draining.is_set():
-            self._save_if_due()
+            self._save_if_due(soon=not self._out)
             try:
                 key, request, job = self._queue.get(timeout=IDLE_SECONDS if not self._out else 0.001)
             except queue.Empty:
@@ -161,21 +178,26 @@ class Generation:
         if last:
             job.finished.set()
 
-    def _save_if_due(self) -> None:
-        """A store that does not take a block gets it again with the next one; only too much at risk is an error."""
+    def _save_if_due(self, soon: bool = False) -> None:
+        """A store that does not take a block gets it again with the next one; only too much at risk is an error.
+
+        ``soon``: who calls has nothing else to do. Then what was refused is offered again soon, so that whoever takes
+        the shard next finds it, and what comes in while the worker drains is not kept waiting.
+        """
         jobs = self._all()
         with self._lock:
             # a block on its way is as much at risk as those that wait: together they are never more than one
             unsaved = sum(len(job.unsaved) + job.saving for job in jobs)
         waited = time.monotonic() - self._saved
-        full = unsaved >= BLOCK_REQUESTS and waited > self._pause
-        if full or (unsaved and waited > BLOCK_SECONDS):
+        late = BLOCK_SECONDS
+        if soon:
+            late = self._pause or (DRAIN_SECONDS if self._draining.is_set() else BLOCK_SECONDS)
+        if (unsaved >= BLOCK_REQUESTS and waited > self._pause) or (unsaved and waited > late):
             try:
                 self._save(jobs)
             except Exception as error:  # whatever a store raises
                 if unsaved >= UNSAVED_MOST:
                     raise
-                self._pause = SAVE_PAUSE_SECONDS
                 told = f"a block of the ledger was not written, it is tried again: {error}"
                 event("ledger_not_written", told, logging.WARNING, error=str(error))
 
@@ -205,6 +227,7 @@ class Generation:
             except BaseException:
                 with self._lock:
                     job.unsaved = {**block, **job.unsaved}
+                self._pause = SAVE_PAUSE_SECONDS
                 raise
             finally:
                 with self._lock:

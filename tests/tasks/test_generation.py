@@ -19,16 +19,19 @@ from tasks.ledger import Ledger
 from tasks.store import Store
 
 ONE, OTHER = "1" * 64, "2" * 64
+MANY = 10**6
 
 
 class EngineOfTheTest:
-    """A fake: answers what is asked, fails at "fail", says nothing to "silent"; ``held`` keeps it from ending."""
+    """A fake: answers what is asked, fails at "fail", says nothing to "silent", waits for ``slow`` where a prompt
+    begins so; ``held`` keeps it from ending.
+    """
 
     name = "fake"
 
     def __init__(self) -> None:
         self.answered: list[str] = []
-        self.held = threading.Event()
+        self.held, self.slow = threading.Event(), threading.Event()
         self.held.set()
 
     def generate(self, requests: Iterable[Request | None], sampling: Sampling) -> Iterator[tuple[Request, Completion]]:
@@ -40,6 +43,8 @@ class EngineOfTheTest:
                 raise EngineError("engine fake: the key is wrong")
             if prompt == "silent":
                 continue
+            if prompt.startswith("slow"):
+                assert self.slow.wait(60)
             self.answered.append(prompt)
             yield request, Completion(prompt[::-1], FinishReason.STOP, 1, 1)
         self.held.wait(60)
@@ -102,14 +107,63 @@ def test_a_block_that_the_store_refused_is_written_later(tmp_path: Path, monkeyp
 
 def test_a_store_that_takes_nothing_fails_the_shard_and_the_answers_stay_in_hand(tmp_path: Path) -> None:
     requests = asked("hello", "you")
-    ledger = refusing(tmp_path, generation.SAVE_TRIES)
+    ledger = refusing(tmp_path, MANY)
     made = Generation(EngineOfTheTest(), Sampling(), ledger, lambda tokens: None)
     with pytest.raises(OSError, match="No space left"):
         made.complete(ONE, "a", requests)
+    ledger.refusals[0] = 0  # type: ignore[attr-defined]
     assert made._thread.is_alive(), "the other shard's requests go on"
     assert made.complete(OTHER, "b", asked("more")) is not None
     made.close()
     assert ledger.lookup(ONE, requests, "a").keys() == requests.keys(), "what was paid for is written once it can be"
+
+
+def test_a_shard_that_is_tried_again_finds_what_the_store_did_not_take_in_hand(tmp_path: Path) -> None:
+    engine, requests = EngineOfTheTest(), asked("hello", "you")
+    more = {**requests, **asked("hello", "you", "and", "more")}
+    ledger = refusing(tmp_path, MANY)
+    made = Generation(engine, Sampling(), ledger, lambda tokens: None)
+    with pytest.raises(OSError, match="No space left"):
+        made.complete(ONE, "a", requests)
+    ledger.refusals[0] = 1  # type: ignore[attr-defined]
+    done = made.complete(ONE, "a", more)
+    assert done is not None and done.keys() == more.keys() == ledger.lookup(ONE, more, "a").keys()
+    assert made.complete(ONE, "a", {}) == {}
+    made.close()
+    assert sorted(engine.answered) == ["and", "hello", "more", "you"], "an answer in hand was generated again"
+
+
+def test_what_the_store_did_not_take_is_offered_again_soon(tmp_path: Path) -> None:
+    """Without another shard that would bring the next block."""
+    requests, ledger = asked("hello", "you"), refusing(tmp_path, MANY)
+    made = Generation(EngineOfTheTest(), Sampling(), ledger, lambda tokens: None)
+    with pytest.raises(OSError, match="No space left"):
+        made.complete(ONE, "a", requests)
+    ledger.refusals[0] = 1  # type: ignore[attr-defined]
+    until(lambda: ledger.lookup(ONE, requests, "a").keys() == requests.keys())
+    made.close()
+
+
+def test_a_drained_worker_writes_what_comes_in_while_the_engine_is_still_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be ended before the last of its answers is there."""
+    monkeypatch.setattr(generation, "DRAIN_SECONDS", 0.2)
+    engine, ledger = EngineOfTheTest(), Ledger(Store(str(tmp_path)), "0123456789ab")
+    engine.held.clear()
+    made = Generation(engine, Sampling(), ledger, lambda tokens: None)
+    requests = asked("one", "slow two", "silent")
+    with ThreadPoolExecutor(1) as pool:
+        shard = pool.submit(made.complete, ONE, "a", requests)
+        until(lambda: engine.answered == ["one"])
+        made.drain()
+        assert len(ledger.lookup(ONE, requests, "a")) == 1, "drain comes back before what is in hand is written"
+        engine.slow.set()
+        until(lambda: len(ledger.lookup(ONE, requests, "a")) == 2)
+        assert not shard.done()
+        engine.held.set()
+        assert shard.result(30) is None
+    made.close()
 
 
 def test_when_the_engine_fails_every_shard_is_saved_before_the_first_is_told(tmp_path: Path) -> None:
