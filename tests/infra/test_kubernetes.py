@@ -100,6 +100,14 @@ def test_pods_are_not_root_drain_and_hold_one_image() -> None:
         assert all("limits" in one["resources"] and "requests" in one["resources"] for one in containers)
 
 
+def test_a_pod_that_is_to_end_is_announced_to_the_run_for_most_of_its_grace() -> None:
+    """Ray gives 30 s by itself, and Kubernetes kills at the end of the grace."""
+    for pod in [one.template["spec"] for spec in ray_specs() for one in spec.workerGroupSpecs]:
+        environment = {one["name"]: one["value"] for one in pod["containers"][0]["env"]}
+        notice = float(environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+        assert 90 <= notice <= pod["terminationGracePeriodSeconds"] - 15
+
+
 def test_gpu_nodes_come_only_when_a_run_asks_for_them() -> None:
     groups = [one for spec in ray_specs() for one in spec.workerGroupSpecs if one.groupName == "gpu"]
     assert groups and all((one.minReplicas, one.replicas) == (0, 0) for one in groups)
