@@ -22,8 +22,8 @@ FOREVER = 600
 class StopsAnswering(FakeEngine):
     """Answers ``answers`` requests and then nothing more, inside a call, until the file ``mark`` stands."""
 
-    def __init__(self, calls: Path, mark: Path, answers: int) -> None:
-        super().__init__(calls)
+    def __init__(self, calls: Path, mark: Path, answers: int, delay: float = 0.0) -> None:
+        super().__init__(calls, delay)
         self.mark, self.answers = mark, answers
 
     def generate(self, requests: Iterable[Request | None], sampling: Sampling) -> Iterator[tuple[Request, Completion]]:
@@ -35,21 +35,25 @@ class StopsAnswering(FakeEngine):
 
 
 class WithStuckEngine(RewriteWorker):
-    """A worker that brings this engine to wherever it runs. Its first engine stops answering, later ones do not."""
+    """A worker that brings this engine to wherever it runs. Its first engine stops answering, later ones do not.
+
+    ``delay``: seconds an answer.
+    """
 
     calls: Path
     mark: Path
     answers: int
+    delay: float
 
     @classmethod
-    def instead_of(cls, worker: Any, calls: Path, mark: Path, answers: int) -> WithStuckEngine:
+    def instead_of(cls, worker: Any, calls: Path, mark: Path, answers: int, delay: float = 0.0) -> WithStuckEngine:
         made = cls(**{name: getattr(worker, name) for name in worker.__dataclass_fields__ if not name.startswith("_")})
-        made.calls, made.mark, made.answers = calls, mark, answers
+        made.calls, made.mark, made.answers, made.delay = calls, mark, answers, delay
         return made
 
     def setup(self) -> None:
         before = rewrite.load_engine
-        rewrite.load_engine = lambda settings, folder: StopsAnswering(self.calls, self.mark, self.answers)
+        rewrite.load_engine = lambda settings, folder: StopsAnswering(self.calls, self.mark, self.answers, self.delay)
         try:
             super().setup()
         finally:
