@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -83,7 +84,8 @@ class Store:
 
     def _open(self) -> tuple[Any, str]:
         if self._opened is None:
-            options = _S3_OPTIONS if self.url.startswith(("s3://", "s3a://")) else {}
+            # a copy, as botocore writes into what it is given
+            options = deepcopy(_S3_OPTIONS) if self.url.startswith(("s3://", "s3a://")) else {}
             try:
                 fs, root = fsspec.core.url_to_fs(self.url, **options)
             except (ValueError, ImportError) as error:

@@ -207,7 +207,8 @@ def read_by_everyone(output: Path, summary: RunSummary) -> None:
     script = [
         "import json, os, ray",
         "os.environ['RAY_USAGE_STATS_ENABLED'] = '0'",
-        "ray.init(num_cpus=1, include_dashboard=False, _node_ip_address='127.0.0.1', log_to_driver=False)",
+        "own = {'include_dashboard': False, '_node_ip_address': '127.0.0.1', 'log_to_driver': False}",
+        "ray.init(address='local', num_cpus=1, **own)",  # and not one that another test left word of
         f"folders = {sorted(folders)!r}",
         f"print(json.dumps({{f: ray.data.read_parquet({str(output)!r} + '/' + f).count() for f in folders}}))",
     ]

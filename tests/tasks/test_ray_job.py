@@ -167,7 +167,9 @@ def test_a_job_that_fails_is_told_in_one_line_without_secrets(
     assert refused.value.exit_code == 2, "the exit code of the command is passed on"
     broken = job(tmp_path, "breaks")
     name, _ = find_or_submit(server, broken)
-    with pytest.raises(JobFailed, match="ended FAILED without a summary: .*RuntimeError: it broke here$") as told:
+    # Ray's own lines may come after those of the job
+    ended = r"ended FAILED without a summary: .*RuntimeError: it broke here( \| .*)?$"
+    with pytest.raises(JobFailed, match=ended) as told:
         follow(server, name, broken.limits, poll_seconds=0.2)
     assert "\n" not in str(told.value) and TOKEN not in str(told.value)
 
