@@ -37,6 +37,8 @@ FINAL = {
 """Answers that are strange, and answers."""
 PAUSES = {"429_after": 0, "pause_second": 1, "pause_hour": 3600}
 """Status 429 with a Retry-After of so many seconds."""
+ENDLESS = ("never", "trickle")
+"""Says nothing for ever, or one byte of a body after the other."""
 AWAY_SECONDS = 0.2
 """What a Retry-After asks for."""
 
@@ -147,7 +149,19 @@ class MisbehavingServer:
             await asyncio.sleep(self.slow if behaviour == "slow" else self.delay)
         finally:
             self._inside -= 1
+        if behaviour in ENDLESS:
+            await self._for_ever(behaviour, writer)
         return self._behave(behaviour, prompt, held, writer)
+
+    async def _for_ever(self, behaviour: str, writer: asyncio.StreamWriter) -> None:
+        """Until the client hangs up."""
+        if behaviour == "trickle":
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n")
+        while not writer.transport.is_closing():
+            if behaviour == "trickle":
+                writer.write(b" ")
+            await asyncio.sleep(0.05)
+        raise ConnectionError("the client hung up")
 
     def _behaviour(self, prompt: str) -> str:
         if callable(self.schedule):

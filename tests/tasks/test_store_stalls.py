@@ -58,8 +58,8 @@ def footer(key: str = "a" * 64) -> Footer:
         lambda one: create(one, "new", b"1"),
         lambda one: commit_table(one, "shard.parquet", documents(10), footer()),
         lambda one: one.read("there"),
-        lambda one: one.entry("there"),
-        lambda one: one.entries(),
+        pytest.param(lambda one: one.entry("there"), marks=pytest.mark.slow),
+        pytest.param(lambda one: one.entries(), marks=pytest.mark.slow),
     ],
     ids=["create", "commit", "read", "entry", "entries"],
 )
