@@ -28,12 +28,13 @@ READ_SECONDS, WRITE_SECONDS = 1, 2.0
 @pytest.fixture
 def store(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A place of its own with short limits."""
+    assert create(Store(f"{s3}/{tmp_path.name}"), "there", b"1")  # patiently: a server's first write takes its time
     patient = store_module._S3_OPTIONS["config_kwargs"]
     config = {**patient, "read_timeout": READ_SECONDS, "retries": {**patient["retries"], "max_attempts": 1}}
     monkeypatch.setitem(store_module._S3_OPTIONS, "config_kwargs", config)
     monkeypatch.setattr(commit, "PUT_SECONDS", WRITE_SECONDS)
     one = Store(f"{s3}/{tmp_path.name}")
-    assert create(one, "there", b"1")  # the connection is open
+    assert one.read("there") == b"1"  # the connection is open
     return one
 
 
