@@ -171,7 +171,7 @@ def read_source(dataset: Dataset, shard: Shard, columns: Sequence[str]) -> tuple
     with _fetched(dataset.store, shard) as (local, digest):
         try:
             if format_of(shard.path) is SourceFormat.PARQUET:
-                table = _read_parquet(local, dataset.columns, wanted, shard.head)
+                table = _read_parquet(local, dataset.columns, wanted, shard.head, whole=not shard.content)
             else:
                 table = _read_jsonl(local, shard.path, dataset.columns, wanted, shard.head)
         except _UNREADABLE as error:
@@ -184,10 +184,14 @@ def read_source(dataset: Dataset, shard: Shard, columns: Sequence[str]) -> tuple
     return _with_ids(table, shard.name), digest
 
 
-def _read_parquet(file: Path, columns: SourceColumns, wanted: Sequence[str], head: int | None) -> pa.Table:
+def _read_parquet(file: Path, columns: SourceColumns, wanted: Sequence[str], head: int | None, whole: bool) -> pa.Table:
+    """``whole``: looks at every column that the run will read. Damage is found by the first stage then, which goes on
+    without the shard, and not by the build, which would have to do without a corpus.
+    """
+    looked_at = dict.fromkeys([*wanted, *CANONICAL, *columns.carried]) if whole else wanted
     parquet = pq.ParquetFile(file, page_checksum_verification=True)
     names = Counter(parquet.schema_arrow.names)
-    present = {ours: columns.of(ours) for ours in wanted if columns.of(ours) in names}
+    present = {ours: columns.of(ours) for ours in looked_at if columns.of(ours) in names}
     if TEXT not in present:
         raise pa.ArrowInvalid(f"no column {columns.of(TEXT)!r}")
     for name in present.values():

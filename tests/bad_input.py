@@ -156,6 +156,12 @@ def _bad_files() -> Iterator[Bad]:
     yield lost("cut.parquet", whole[: len(whole) * 2 // 3])
     yield lost("no-tail.parquet", whole[:-3])
     yield lost("overwritten.parquet", damaged(whole, len(page)))
+    beside = {
+        "text": said("beside"),
+        "url": ["https://example.org/0", "https://example.org/1", "https://example.org/2"],
+    }
+    beside_bytes = packed(beside, compression="none", use_dictionary=False, write_page_checksum=True)
+    yield lost("url-page.parquet", beside_bytes.replace(b"example.org/1", b"exbmple.org/1"))
     yield lost("footer.parquet", damaged(whole, len(whole) - 200))
     yield lost("encrypted.parquet", b"PARE" + whole[4:-4] + b"PARE")
     yield lost("html.parquet", b"<html>not found</html>" * 9)
@@ -173,6 +179,8 @@ def _schemas() -> Iterator[Bad]:
     yield lost("nested.parquet", packed({"text": [{"x": "y"}]}), "holds struct.*, not text")
     yield lost("list.parquet", packed({"text": [["x"]]}), "holds list.*, not text")
     yield lost("twice.parquet", packed(pa.table([["a"], ["b"]], names=["text", "text"])), "2 columns are named 'text'")
+    twice = pa.table([said("urls"), ["a"] * 3, ["b"] * 3], names=["text", "url", "url"])
+    yield lost("url-twice.parquet", packed(twice), "2 columns are named 'url'")
     yield columns("extra.parquet", more=[1, 2, 3], lang=["x", "y", "z"], status=["s"] * 3, route=[None] * 3)
     yield columns("id-int.parquet", id=[3, 2, 1])
     yield columns("id-nan.parquet", id=[1.5, float("nan"), float("nan")])
