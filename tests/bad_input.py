@@ -317,6 +317,7 @@ def chain(
     carried: Mapping[str, str] | None = None,
     workers: int = 2,
     routes: Sequence[tuple[str, str]] = ROUTES,
+    shard_tokens: int = 2000,
 ) -> RunSummary:
     """The stages of ``curate_text`` without Prefect. ``annotators``: others than its own, the last counts tokens."""
     output = Store(output_url)
@@ -342,6 +343,6 @@ def chain(
         written = do(stages.rewrite("rephrase", wrap, engine, sampling, choice, [source, routed], output))
         synthetic = (written, [do(stages.annotate("rephrase_tokens", TokenCount(), [written], output))])
     real = (source, [made[-1], routed, *made[:-1]])
-    plan = CorpusPlan(real, synthetic, ("keep", "tag"), ("tag",), HarmTags(p=0.2, seed=0), None, 2000, 0)
+    plan = CorpusPlan(real, synthetic, ("keep", "tag"), ("tag",), HarmTags(p=0.2, seed=0), None, shard_tokens, 0)
     build_corpus(plan, output, do, run)
     return run.finish(max_quarantine=1.0)

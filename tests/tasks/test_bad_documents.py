@@ -58,7 +58,7 @@ def test_huge_documents_beside_ordinary_ones_go_through_the_whole_chain(root: st
     put(Store(f"{root}/web"), "a.parquet", packed({"text": texts}))
     put(Store(f"{root}/web"), "b.jsonl", lines(*({"text": text} for text in texts)))
     with stand_ins(tmp_path) as engine:
-        summary = chain(f"{root}/web", f"{root}/out", engine)
+        summary = chain(f"{root}/web", f"{root}/out", engine, shard_tokens=1_000_000)
     assert summary.status is Status.DONE, summary.messages
     real = [row for row in corpus_of(Store(f"{root}/out"), summary) if row["origin"] == "real"]
     assert Counter(remove_tags(row["text"]) for row in real) == Counter(texts * 2)
