@@ -1,7 +1,8 @@
 """Every kind of bad shard that we know of, with what has to become of each row, and the whole chain over them.
 
-Real: every operator of ``curate_text``, stages, local executor, ledger, build. The language model is a named fake that
-turns its prompt round: what is cut for it and what the gates say of its answers is real.
+Real: every operator of ``curate_text`` (the harm scorer in the slow tests), stages, local executor, ledger, build. The
+language model is a named fake that turns its prompt round: what is cut for it and what the gates say of its answers is
+real.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -293,11 +295,11 @@ def harm_model() -> Any:
 
 
 @contextmanager
-def stand_ins(folder: Path) -> Iterator[EngineSettings]:
-    """The fake engine in place of a model, and one training of the harm scorer for all."""
+def stand_ins(folder: Path, trained: bool = True) -> Iterator[EngineSettings]:
+    """The fake engine in place of a model; one training of the harm scorer for all, or none: then it says 0, at once."""
 
     def setup(self: HarmScore, models: Mapping[str, Path]) -> None:
-        self._model = harm_model()
+        self._model = harm_model() if trained else lambda texts: np.zeros(len(texts))
 
     model = folder / "model"
     model.mkdir(exist_ok=True)

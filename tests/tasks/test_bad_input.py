@@ -37,6 +37,7 @@ class Ran:
     web: Store
     output: Store
     folder: Path
+    trained: bool
     summary: RunSummary
     records: dict[str, dict[str, Record]]
     tables: dict[str, list[dict[str, Any]]]
@@ -64,17 +65,23 @@ def corpus_of(output: Store, summary: RunSummary) -> list[dict[str, Any]]:
     return [row for entry in output.entries(folder) for row in rows_of(output, entry.path)]
 
 
-@pytest.fixture(scope="module", params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(
+    scope="module", params=["folder", pytest.param("folder, trained", marks=SLOW), pytest.param("s3", marks=SLOW)]
+)
 def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     folder = tmp_path_factory.mktemp("bad")
-    root = str(folder) if request.param == "folder" else f"{request.getfixturevalue('s3')}/{folder.name}"
+    trained = request.param != "folder"
+    root = str(folder) if request.param.startswith("folder") else f"{request.getfixturevalue('s3')}/{folder.name}"
     web = write(f"{root}/web", BAD)
     for name in HIDDEN_NAMES:
         put(web, name, b"not to be read")
-    with stand_ins(folder) as engine:
+    with stand_ins(folder, trained) as engine:
         summary = chain(f"{root}/web", f"{root}/out", engine)
         output = Store(f"{root}/out")
-        yield Ran(web, output, folder, summary, records_of(output), {}, corpus_of(output, summary))
+        yield Ran(web, output, folder, trained, summary, records_of(output), {}, corpus_of(output, summary))
 
 
 # -- one case each -------------------------------------------------------------------------------------------------
@@ -167,7 +174,7 @@ def test_lineage_of_a_doubled_id_names_every_row_of_it(ran: Ran) -> None:
 
 def test_the_same_command_again_does_nothing_but_try_the_lost_ones(ran: Ran) -> None:
     before = files_of(ran.output)
-    with stand_ins(ran.folder) as engine:
+    with stand_ins(ran.folder, ran.trained) as engine:
         again = chain(ran.web.url, ran.output.url, engine)
     assert not any(stage.shards_made for stage in again.stages)
     assert {one.shard for one in again.stages[0].failures} == {one.name for one in LOST}
@@ -182,7 +189,7 @@ def test_mended_shards_are_all_that_is_made_and_the_run_ends_well(ran: Ran) -> N
     for one in LOST:
         if not one.name.endswith(".parquet"):
             ran.web.fs.rm_file(ran.web.absolute(one.name))
-    with stand_ins(ran.folder) as engine:
+    with stand_ins(ran.folder, ran.trained) as engine:
         after = chain(ran.web.url, ran.output.url, engine)
     assert after.status is Status.DONE and after.messages == []
     assert {stage.name: stage.shards_made for stage in after.stages if stage.name in READING} == dict.fromkeys(

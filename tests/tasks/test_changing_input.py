@@ -18,6 +18,7 @@ from tests.toys import Judged, Length, Words
 
 ROUTES = (("keep", "tokens >= 1"),)
 MOVED = "part-1.parquet"
+SLOW = pytest.mark.slow
 
 
 class Meddling:
@@ -53,6 +54,7 @@ def run(web: str, out: str) -> RunSummary:
 
 @pytest.fixture
 def web(root: str) -> str:
+    """Three good shards."""
     for number in range(3):
         put(Store(f"{root}/web"), f"part-{number}.parquet", texts(f"first part {number}"))
     return f"{root}/web"
@@ -62,7 +64,7 @@ def held(out: str, summary: RunSummary) -> Counter[str]:
     return Counter(row["text"] for row in corpus_of(Store(out), summary))
 
 
-@pytest.mark.parametrize("when", ["first", pytest.param("judged", marks=pytest.mark.slow), "tokens"])
+@pytest.mark.parametrize("when", ["first", *(pytest.param(one, marks=SLOW) for one in ("judged", "tokens"))])
 @pytest.mark.parametrize("what", ["replaced", "gone", "damaged"])
 def test_a_shard_that_changes_during_the_run_fails_alone_and_the_next_run_takes_it_as_it_is(
     web: str, root: str, when: str, what: str, monkeypatch: pytest.MonkeyPatch

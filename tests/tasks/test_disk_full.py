@@ -98,7 +98,13 @@ def check_standing(out: str) -> None:
 
 
 # the shard, and the place in the run, at which the disk is full; bytes that are left
-MOMENTS = [("Shard 0 row 0 ", 0), ("Shard 2 row 39 ", 0), ("Shard 3 row 0 ", 9000), ("Shard 3 row 0 ", 60_000)]
+SLOW = pytest.mark.slow
+MOMENTS = [
+    pytest.param("Shard 0 row 0 ", 0, marks=SLOW),
+    ("Shard 2 row 39 ", 0),
+    pytest.param("Shard 3 row 0 ", 9000, marks=SLOW),
+    pytest.param("Shard 3 row 0 ", 60_000, marks=SLOW),
+]
 
 
 @pytest.mark.parametrize(("where", "free"), MOMENTS)

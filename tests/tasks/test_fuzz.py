@@ -163,7 +163,7 @@ def _stage(summary: RunSummary, name: str) -> Any:
 ANY = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
 
 
-@settings(max_examples=20, **ANY)
+@settings(max_examples=8, **ANY)
 @given(shards=inputs())
 def test_any_input_is_accounted_for(tmp_path: Path, shards: list[Fuzzed]) -> None:
     check(tmp_path / "any", [FIRST, *shards])
