@@ -296,7 +296,7 @@ def harm_model() -> Any:
 
 @contextmanager
 def stand_ins(folder: Path, trained: bool = True) -> Iterator[EngineSettings]:
-    """The fake engine in place of a model; one training of the harm scorer for all, or none: then it says 0, at once."""
+    """The fake engine in place of a model; one training of the harm scorer for all, or none: then it says 0."""
 
     def setup(self: HarmScore, models: Mapping[str, Path]) -> None:
         self._model = harm_model() if trained else lambda texts: np.zeros(len(texts))
